@@ -1,0 +1,172 @@
+package replicator
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+
+	"github.com/syndtr/goleveldb/leveldb/util"
+)
+
+// reserved is the sublevel that holds everything of the Replicator's. The byte
+// after it tells the tables apart.
+const reserved = "\xffreplicator\xff"
+
+const (
+	tableEpochs = 'e' // first sequence → origin
+	tableIndex  = 'i' // key → version, sequence
+	tableLog    = 'l' // sequence → version, key
+	tableMeta   = 'm' // name → setting
+	tablePeers  = 'p' // database id → peerRecord
+)
+
+const tables = "eilmp"
+
+var reservedRange = util.BytesPrefix([]byte(reserved))
+
+func isReserved(key []byte) bool {
+	return len(key) >= len(reserved) && string(key[:len(reserved)]) == reserved
+}
+
+// tableKey appends the key of a row to dst.
+func tableKey(dst []byte, table byte, row []byte) []byte {
+	dst = append(dst, reserved...)
+	dst = append(dst, table)
+	return append(dst, row...)
+}
+
+// sequenceKey appends the key of a row that is named by a sequence to dst. It
+// sorts as the sequences do, and every such key has the same length.
+func sequenceKey(dst []byte, table byte, seq uint64) []byte {
+	dst = append(dst, reserved...)
+	dst = append(dst, table)
+	return binary.BigEndian.AppendUint64(dst, seq)
+}
+
+func metaKey(name string) []byte { return tableKey(nil, tableMeta, []byte(name)) }
+func indexKey(key []byte) []byte { return tableKey(nil, tableIndex, key) }
+func logKey(seq uint64) []byte   { return sequenceKey(nil, tableLog, seq) }
+
+// rowName is the part of a row's key behind the table.
+func rowName(key []byte) []byte     { return key[len(reserved)+1:] }
+func rowSequence(key []byte) uint64 { return binary.BigEndian.Uint64(rowName(key)) }
+
+func tableRange(table byte) *util.Range {
+	return util.BytesPrefix(tableKey(nil, table, nil))
+}
+
+// logRange holds the records after and up to the given sequences.
+func logRange(after, upTo uint64) *util.Range {
+	return &util.Range{Start: logKey(after + 1), Limit: logKey(upTo + 1)}
+}
+
+const (
+	opPut    = 1
+	opDelete = 2
+)
+
+// errCorrupt marks rows that this package can't have written.
+var errCorrupt = errors.New("replicator: corrupt record")
+
+func appendVersion(dst []byte, v Version) []byte {
+	op := byte(opPut)
+	if v.Deleted {
+		op = opDelete
+	}
+	dst = append(dst, op)
+	dst = binary.AppendUvarint(dst, v.Clock)
+	return binary.BigEndian.AppendUint64(dst, uint64(v.Origin))
+}
+
+func parseVersion(b []byte) (v Version, rest []byte, err error) {
+	if len(b) < 1 || b[0] != opPut && b[0] != opDelete {
+		return v, nil, errCorrupt
+	}
+	v.Deleted = b[0] == opDelete
+	clock, n := binary.Uvarint(b[1:])
+	if n <= 0 || len(b) < 1+n+8 {
+		return v, nil, errCorrupt
+	}
+	v.Clock = clock
+	v.Origin = Origin(binary.BigEndian.Uint64(b[1+n:]))
+	return v, b[1+n+8:], nil
+}
+
+// A log record is the version followed by the key; parseLogRecord's key
+// aliases b.
+func appendLogRecord(dst []byte, v Version, key []byte) []byte {
+	return append(appendVersion(dst, v), key...)
+}
+
+func parseLogRecord(b []byte) (v Version, key []byte, err error) {
+	return parseVersion(b)
+}
+
+// indexRecord is the truth about one key: its version, and where in the log
+// that version stands.
+type indexRecord struct {
+	Version
+	seq uint64
+}
+
+func appendIndexRecord(dst []byte, v Version, seq uint64) []byte {
+	return binary.AppendUvarint(appendVersion(dst, v), seq)
+}
+
+func parseIndexRecord(b []byte) (indexRecord, error) {
+	v, rest, err := parseVersion(b)
+	if err != nil {
+		return indexRecord{}, err
+	}
+	seq, n := binary.Uvarint(rest)
+	if n <= 0 || n != len(rest) {
+		return indexRecord{}, errCorrupt
+	}
+	return indexRecord{v, seq}, nil
+}
+
+// position is a place in one replica's log: behind the record with that
+// sequence, in the epoch that contains it. The zero position is nowhere.
+type position struct {
+	epoch Origin
+	seq   uint64
+}
+
+func (p position) isZero() bool   { return p == position{} }
+func (p position) String() string { return fmt.Sprintf("%v/%d", p.epoch, p.seq) }
+
+// epoch is one opening's stretch of the log.
+type epoch struct {
+	first  uint64
+	origin Origin
+}
+
+// maxEpochs bounds the history; a checkpoint older than that ends in a full pull.
+const maxEpochs = 1024
+
+// history is the epochs of a log in ascending order. It is fixed while a
+// Replicator is open, so it needs no lock.
+type history []epoch
+
+// label returns the position of a sequence: in the epoch that contains it, or,
+// before the first epoch known, in that one's beginning.
+func (h history) label(seq uint64) position {
+	i := sort.Search(len(h), func(i int) bool { return h[i].first > seq })
+	return position{h[max(i-1, 0)].origin, seq}
+}
+
+// contains reports whether the log up to p is a prefix of this log up to head:
+// p's epoch is one of ours, and reaches that far. The place right before an
+// epoch's first record belongs to it, for the epoch fixes all that precedes it.
+func (h history) contains(p position, head uint64) bool {
+	i := slices.IndexFunc(h, func(e epoch) bool { return e.origin == p.epoch })
+	if i < 0 || p.seq+1 < h[i].first {
+		return false
+	}
+	if i+1 < len(h) {
+		return p.seq < h[i+1].first
+	}
+	return p.seq <= head
+}

@@ -1,0 +1,80 @@
+package replicator
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+var errTruncated = errors.New("truncated")
+
+// decoder reads what the append functions wrote, from rows and from frames. Its
+// first error sticks, and all that is read after it is zero. Byte slices alias
+// the input.
+type decoder struct {
+	rest []byte
+	err  error
+}
+
+func (r *decoder) fail(err error) {
+	if r.err == nil {
+		r.err = err
+	}
+	r.rest = nil
+}
+
+func (r *decoder) take(n uint64) []byte {
+	if n > uint64(len(r.rest)) {
+		r.fail(errTruncated)
+		return nil
+	}
+	b := r.rest[:n:n]
+	r.rest = r.rest[n:]
+	return b
+}
+
+func (r *decoder) byte() byte {
+	if b := r.take(1); b != nil {
+		return b[0]
+	}
+	return 0
+}
+
+func (r *decoder) uint64() uint64 {
+	if b := r.take(8); b != nil {
+		return binary.BigEndian.Uint64(b)
+	}
+	return 0
+}
+
+func (r *decoder) uvarint() uint64 {
+	v, n := binary.Uvarint(r.rest)
+	if n <= 0 {
+		r.fail(errTruncated)
+		return 0
+	}
+	r.rest = r.rest[n:]
+	return v
+}
+
+// bytes reads a length and as many bytes, at most limit.
+func (r *decoder) bytes(limit int) []byte {
+	n := r.uvarint()
+	if n > uint64(limit) {
+		r.fail(fmt.Errorf("%d bytes where at most %d may stand", n, limit))
+		return nil
+	}
+	return r.take(n)
+}
+
+func (r *decoder) position() position {
+	return position{Origin(r.uint64()), r.uvarint()}
+}
+
+// finish returns the first error, or one for bytes left over.
+func (r *decoder) finish() error {
+	if r.err == nil && len(r.rest) > 0 {
+		return fmt.Errorf("%d bytes left over", len(r.rest))
+	}
+	return r.err
+}

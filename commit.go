@@ -1,0 +1,354 @@
+package replicator
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/opt"
+)
+
+const (
+	// maxGroupSize bounds the keys and values that callers' writes are gathered
+	// up to. With its records a group stays well under goleveldb's default
+	// write buffer of 4 MiB, unless one caller's write alone is larger.
+	maxGroupSize = 512 << 10
+	// maxIdleBatch is the size up to which the batch's memory is kept.
+	maxIdleBatch = 4 << 20
+)
+
+// committer is the one writer of a database. Callers queue proposals; the first
+// of them leads: it turns all that wait into one leveldb batch, writes it, and
+// hands the lead to the next in the queue. So records become visible in the
+// order of their sequences, and concurrent callers share one fsync.
+type committer struct {
+	db      *leveldb.DB
+	origin  Origin
+	changed func(local bool) // called after each commit that added records, by the leader
+	stopped func(error)      // called once, when a write failed
+
+	mu      sync.Mutex  // guards the queue and who leads
+	queue   []*proposal // in order of arrival
+	leading bool
+	closed  bool
+
+	// The commit section: what follows belongs to the leader.
+	group   []*proposal
+	batch   *leveldb.Batch
+	clock   clock
+	head    uint64 // sequence of the last record, including those in batch
+	floor   uint64 // records below it are not served, and on their way out
+	records int64  // log records in the database, including those in batch
+	keyBuf  []byte // scratch for row keys
+	rowBuf  []byte // scratch for rows
+
+	// Published after each commit, for readers.
+	visible struct {
+		head, clock atomic.Uint64
+		records     atomic.Int64
+	}
+	failed atomic.Pointer[error]
+}
+
+func newCommitter(op *opening) *committer {
+	c := &committer{
+		db: op.db, origin: op.history[len(op.history)-1].origin,
+		batch: new(leveldb.Batch), clock: op.clock, head: op.head, floor: op.floor, records: op.records,
+	}
+	c.publish()
+	return c
+}
+
+// proposal is one caller's wish: an operation, a batch, or work.
+type proposal struct {
+	key, value []byte
+	deleted    bool
+	batch      *leveldb.Batch
+	work       func(*committer) error
+	ops, size  int
+	sync       bool
+	alone      bool // not to be grouped with others
+	last       bool // the one that close waits for
+
+	err  error
+	turn chan bool // true: take the lead; false: done, see err
+}
+
+var proposals = sync.Pool{New: func() any { return &proposal{turn: make(chan bool, 1)} }}
+
+func newProposal() *proposal { return proposals.Get().(*proposal) }
+
+// do submits the proposal, waits until it is committed, and recycles it.
+func (c *committer) do(p *proposal) error {
+	err := c.submit(p)
+	*p = proposal{turn: p.turn}
+	proposals.Put(p)
+	return err
+}
+
+// enter runs work inside the commit section: no other commit happens between
+// what it reads and the batch that it fills, which is written if work returns
+// nil. A batch that is left empty is not written.
+func (c *committer) enter(sync bool, work func(*committer) error) error {
+	p := newProposal()
+	p.work, p.sync, p.alone = work, sync, true
+	return c.do(p)
+}
+
+// submit queues the proposal and returns when it is committed.
+func (c *committer) submit(p *proposal) error {
+	c.mu.Lock()
+	if c.closed && !p.last {
+		c.mu.Unlock()
+		return ErrClosed
+	}
+	c.queue = append(c.queue, p)
+	if c.leading {
+		c.mu.Unlock()
+		if lead := <-p.turn; !lead {
+			return p.err
+		}
+		c.mu.Lock()
+	}
+	c.leading = true
+	c.gather()
+	c.mu.Unlock()
+
+	err := c.commit()
+	followers := c.group[1:]
+	for _, q := range followers {
+		q.err = err
+	}
+
+	// Nothing of the commit section may be touched once somebody else leads.
+	var wake [64]*proposal
+	done := append(wake[:0], followers...)
+	c.mu.Lock()
+	if len(c.queue) > 0 {
+		c.queue[0].turn <- true
+	} else {
+		c.leading = false
+	}
+	c.mu.Unlock()
+	for _, q := range done {
+		q.turn <- false
+	}
+	return err
+}
+
+// gather moves the proposals that are to be committed together from the queue
+// to the group. The leader's own is the first in the queue.
+func (c *committer) gather() {
+	n, size := 1, c.queue[0].size
+	if !c.queue[0].alone {
+		for ; n < len(c.queue); n++ {
+			size += c.queue[n].size
+			if c.queue[n].alone || size > maxGroupSize {
+				break
+			}
+		}
+	}
+	c.group = append(c.group[:0], c.queue[:n]...)
+	rest := copy(c.queue, c.queue[n:])
+	clear(c.queue[rest:])
+	c.queue = c.queue[:rest]
+}
+
+// commit writes the group as one batch.
+func (c *committer) commit() error {
+	if err := c.failure(); err != nil {
+		return err
+	}
+	c.batch.Reset()
+	var sync bool
+	var ops uint64
+	for _, p := range c.group {
+		sync = sync || p.sync
+		ops += uint64(p.ops)
+	}
+	if work := c.group[0].work; work != nil {
+		head, records := c.head, c.records
+		if err := work(c); err != nil {
+			c.head, c.records = head, records
+			return err
+		}
+	} else {
+		if ops > maxClock-min(c.clock.next, maxClock) {
+			return fmt.Errorf("%w: this database has used up its clock at %d", ErrClock, c.clock.next)
+		}
+		if err := c.reserve(c.clock.next + ops); err != nil {
+			return err
+		}
+		for _, p := range c.group {
+			c.appendProposal(p)
+		}
+	}
+	return c.flush(sync, ops > 0)
+}
+
+// flush writes the batch and publishes what it did.
+func (c *committer) flush(sync, local bool) error {
+	if err := c.write(c.batch, sync); err != nil {
+		return err
+	}
+	grew := c.visible.head.Load() != c.head
+	c.publish()
+	if len(c.batch.Dump()) > maxIdleBatch {
+		c.batch = new(leveldb.Batch)
+	}
+	if grew && c.changed != nil {
+		c.changed(local)
+	}
+	return nil
+}
+
+func (c *committer) publish() {
+	c.visible.records.Store(c.records)
+	c.visible.clock.Store(c.clock.next)
+	c.visible.head.Store(c.head)
+}
+
+var (
+	withSync    = &opt.WriteOptions{Sync: true}
+	withoutSync = &opt.WriteOptions{}
+)
+
+// write is the only place from which leveldb is written to while a Replicator
+// is open. Its first failure is the last write: after it, what the disk holds is
+// not known, and a write on top could survive a crash that this one doesn't.
+func (c *committer) write(b *leveldb.Batch, sync bool) error {
+	wo := withoutSync
+	if sync {
+		wo = withSync
+	}
+	if err := c.db.Write(b, wo); err != nil {
+		err = fmt.Errorf("%w: %w", ErrFailed, err)
+		if c.failed.CompareAndSwap(nil, &err) && c.stopped != nil {
+			c.stopped(err)
+		}
+		return err
+	}
+	return nil
+}
+
+// failure returns the error that stopped the writes, or nil.
+func (c *committer) failure() error {
+	if err := c.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// reserve makes sure that every clock below limit is under the persisted
+// ceiling, so that no crash can make a stamp a second time.
+func (c *committer) reserve(limit uint64) error {
+	if limit <= c.clock.ceiling {
+		return nil
+	}
+	ceiling := limit + clockBlock
+	var b leveldb.Batch
+	b.Put(metaKey(metaCeiling), encodeUint64(ceiling))
+	if err := c.write(&b, true); err != nil {
+		return err
+	}
+	c.clock.ceiling = ceiling
+	return nil
+}
+
+func (c *committer) appendProposal(p *proposal) {
+	switch {
+	case p.batch != nil:
+		// The batch was replayed before it was queued: this can't fail.
+		_ = p.batch.Replay((*localWrites)(c))
+	default:
+		c.appendLocal(p.key, p.value, p.deleted)
+	}
+}
+
+// localWrites replays a caller's batch into the commit section.
+type localWrites committer
+
+func (w *localWrites) Put(key, value []byte) { (*committer)(w).appendLocal(key, value, false) }
+func (w *localWrites) Delete(key []byte)     { (*committer)(w).appendLocal(key, nil, true) }
+
+// appendLocal adds a change made here, with a stamp of its own. Nothing is
+// looked up: the record that it supersedes stays in the log for the trimmer.
+func (c *committer) appendLocal(key, value []byte, deleted bool) {
+	v := Version{Stamp{c.clock.next, c.origin}, deleted}
+	c.clock.next++
+	c.append(key, value, v)
+}
+
+// appendMerged adds a change made elsewhere, verbatim. The caller has reserved
+// its clock, and has looked up, in this commit section, what it supersedes.
+func (c *committer) appendMerged(key, value []byte, v Version, superseded uint64) {
+	if superseded >= c.floor {
+		c.deleteLogRecord(superseded)
+	}
+	c.clock.witness(v.Clock)
+	c.append(key, value, v)
+}
+
+// append adds data, log record and index record of a change.
+func (c *committer) append(key, value []byte, v Version) {
+	if v.Deleted {
+		c.batch.Delete(key)
+	} else {
+		c.batch.Put(key, value)
+	}
+	c.appendRecords(key, v)
+}
+
+// appendRecords adds the log record and the index record of a change.
+func (c *committer) appendRecords(key []byte, v Version) {
+	c.head++
+	c.records++
+	version := appendVersion(c.rowBuf[:0], v)
+	c.rowBuf = append(version, key...)
+	c.keyBuf = sequenceKey(c.keyBuf[:0], tableLog, c.head)
+	c.batch.Put(c.keyBuf, c.rowBuf)
+	c.rowBuf = binary.AppendUvarint(c.rowBuf[:len(version)], c.head)
+	c.keyBuf = tableKey(c.keyBuf[:0], tableIndex, key)
+	c.batch.Put(c.keyBuf, c.rowBuf)
+}
+
+// deleteLogRecord removes a record that the index no longer points to.
+func (c *committer) deleteLogRecord(seq uint64) {
+	c.keyBuf = sequenceKey(c.keyBuf[:0], tableLog, seq)
+	c.batch.Delete(c.keyBuf)
+	c.records--
+}
+
+// writtenSince calls visit with the key of every record after the given head.
+// Work that looked keys up before it entered the commit section learns here
+// which of them to look up again. The key is valid during the call.
+func (c *committer) writtenSince(head uint64, visit func(key []byte)) error {
+	if head == c.head {
+		return nil
+	}
+	it := c.db.NewIterator(logRange(head, c.head), nil)
+	defer it.Release()
+	for it.Next() {
+		_, key, err := parseLogRecord(it.Value())
+		if err != nil {
+			return fmt.Errorf("%w: log record %d", err, rowSequence(it.Key()))
+		}
+		visit(key)
+	}
+	return it.Error()
+}
+
+// close refuses further proposals and waits until the queued ones are done.
+// After it the commit section belongs to the caller.
+func (c *committer) close() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	last := &proposal{turn: make(chan bool, 1), last: true, alone: true,
+		work: func(*committer) error { return nil }}
+	_ = c.submit(last) // it commits nothing, so its error says nothing new
+}
+
+func encodeUint64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }

@@ -1,0 +1,103 @@
+package replicator
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// peer is a configured address, and the goroutine that dials it.
+type peer struct {
+	addr   string
+	pace   *schedule
+	dial   chan struct{} // dial now
+	cancel context.CancelCauseFunc
+
+	mu       sync.Mutex // guards what follows
+	meta     Meta
+	changed  chan struct{} // closed and replaced when an attempt ended
+	attempts int           // ended, with a session or without
+	id       DatabaseID    // who answered last
+	state    string        // while there is no session
+	next     time.Time     // when it is dialled next, while waiting
+	lastErr  error         // of the last attempt, or of the last session
+	lastGood time.Time
+	totals   traffic // of ended sessions
+}
+
+// traffic counts what sessions carried.
+type traffic struct {
+	bytesIn, bytesOut, recordsIn, recordsOut int64
+}
+
+func (t *traffic) add(u traffic) {
+	t.bytesIn += u.bytesIn
+	t.bytesOut += u.bytesOut
+	t.recordsIn += u.recordsIn
+	t.recordsOut += u.recordsOut
+}
+
+func (p *peer) lastID() DatabaseID {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.id
+}
+
+func (p *peer) set(state string) {
+	p.mu.Lock()
+	p.state = state
+	p.mu.Unlock()
+}
+
+func (p *peer) waitUntil(t time.Time) {
+	p.mu.Lock()
+	p.next = t
+	p.mu.Unlock()
+}
+
+// attempted notes the end of an attempt and wakes those who wait for it. The
+// caller holds mu.
+func (p *peer) attempted() {
+	p.attempts++
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// connected notes that the attempt led to a session.
+func (p *peer) connected(s *session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.id, p.lastErr = s.hello.id, nil
+	p.attempted()
+}
+
+// failed notes that it did not. What is new is logged, repetitions are not.
+func (p *peer) failed(err error, logger *slog.Logger) {
+	p.pace.idle()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.lastErr == nil || p.lastErr.Error() != err.Error() {
+		logger.Warn("replicator: no session", "peer", p.addr, "error", err)
+	}
+	p.lastErr = err
+	p.attempted()
+}
+
+// ended notes the end of a session, whoever dialled it. One that got nowhere
+// counts as a failure to the schedule.
+func (p *peer) ended(s *session) {
+	good := s.lastContact()
+	if good.IsZero() {
+		p.pace.idle()
+	} else {
+		p.pace.reset()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.totals.add(s.traffic())
+	p.lastErr = &PeerError{p.addr, "session", context.Cause(s.ctx)}
+	if good.After(p.lastGood) {
+		p.lastGood = good
+	}
+}

@@ -1,0 +1,130 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+)
+
+// handshake exchanges hellos, finds out whether the two sides fit together, and
+// agrees on this connection as the session of the pair. The side that was
+// dialled speaks second, and says a bye in the place of its hello to a peer that
+// it refuses.
+func (y *syncer) handshake(ctx context.Context, nc net.Conn, addr string, dialed bool) (*session, error) {
+	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	defer stop()
+	o := &y.r.options
+	c := newConn(nc, o.Timeout, o.Timeout)
+	own := hello{
+		minVersion: minProtocol, maxVersion: maxProtocol,
+		clockKind: clockLamport, cluster: o.Cluster,
+		id: y.ownID(), epoch: y.r.commits.origin, nonce: y.nonce,
+		maxKey: MaxKeySize, maxValue: uint64(o.MaxValueSize),
+	}
+	s, err := y.greet(ctx, c, own, addr, dialed)
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		y.renewIfForked(own.id, err)
+		return nil, err
+	}
+	c.readTimeout += o.MaxInterval // until the peer answers the next ping
+	return s, nil
+}
+
+func (y *syncer) greet(ctx context.Context, c *conn, own hello, addr string, dialed bool) (*session, error) {
+	refuse := func(err error) (*session, error) {
+		sayBye(c, err)
+		return nil, err
+	}
+	if dialed {
+		if err := c.send(frameHello, own.append(nil)); err != nil {
+			return nil, fmt.Errorf("send hello: %w", err)
+		}
+	}
+	payload, err := c.expect(frameHello)
+	if errors.Is(err, ErrProtocol) {
+		return refuse(err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	h, err := parseHello(payload)
+	if err == nil {
+		err = y.check(own, h)
+	}
+	if err != nil {
+		return refuse(err)
+	}
+	if !dialed {
+		if err := c.send(frameHello, own.append(nil)); err != nil {
+			return nil, fmt.Errorf("send hello: %w", err)
+		}
+	}
+	known := addr
+	if !dialed {
+		known = "" // the port that a peer dials from says nothing
+	}
+	record, err := y.meet(h, known)
+	if err != nil {
+		return refuse(err)
+	}
+	s := newSession(ctx, y.r, c, own, h, record, addr, dialed)
+	number := uint64(0)
+	if !s.decides() {
+		payload, err := c.expect(frameAccept)
+		if err != nil {
+			return nil, err
+		}
+		r := decoder{rest: payload}
+		number = r.uvarint()
+		if err := r.finish(); err != nil || number == 0 {
+			return refuse(fmt.Errorf("%w: malformed accept", ErrProtocol))
+		}
+	}
+	if err := y.register(s, number); err != nil {
+		return refuse(err)
+	}
+	return s, nil
+}
+
+// expect receives the one frame that may come now, or a bye.
+func (c *conn) expect(want byte) ([]byte, error) {
+	kind, payload, err := c.receive(func(kind byte) int {
+		if kind == want || kind == frameBye {
+			return maxSmallFrame
+		}
+		return 0
+	})
+	if err == nil && kind == frameBye {
+		return nil, parseBye(payload)
+	}
+	return payload, err
+}
+
+// check finds what keeps the two sides apart.
+func (y *syncer) check(own, h hello) error {
+	switch {
+	case h.id == own.id && h.nonce == own.nonce:
+		return ErrSelf
+	case h.cluster != own.cluster:
+		return fmt.Errorf("%w: cluster %q met cluster %q (Options.Cluster)", ErrRefused, own.cluster, h.cluster)
+	case h.clockKind != own.clockKind:
+		return fmt.Errorf("%w: clock kind %d met clock kind %d", ErrRefused, own.clockKind, h.clockKind)
+	case h.maxKey != own.maxKey || h.maxValue != own.maxValue:
+		return fmt.Errorf("%w: limits of %d and %d bytes for keys and values met limits of %d and %d (Options.MaxValueSize)",
+			ErrRefused, own.maxKey, own.maxValue, h.maxKey, h.maxValue)
+	case h.epoch&drawnOrigin == 0:
+		return fmt.Errorf("%w: hello: epoch %v", ErrProtocol, h.epoch)
+	case h.id != own.id:
+		return y.r.commits.failure()
+	case own.nonce < h.nonce:
+		// Two live instances of one id. One of them has to change, and the
+		// smaller nonce does.
+		y.renewID(own.id)
+		return fmt.Errorf("%w: it had the id %v, too, and this side draws a new one", ErrRefused, own.id)
+	}
+	return fmt.Errorf("%w: %v", ErrCloned, own.id)
+}

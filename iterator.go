@@ -1,0 +1,126 @@
+package replicator
+
+import (
+	"bytes"
+	"sync"
+
+	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/iterator"
+	"github.com/syndtr/goleveldb/leveldb/opt"
+	"github.com/syndtr/goleveldb/leveldb/util"
+)
+
+// reader is what a database and its snapshots have in common.
+type reader interface {
+	Get(key []byte, ro *opt.ReadOptions) ([]byte, error)
+	Has(key []byte, ro *opt.ReadOptions) (bool, error)
+	NewIterator(slice *util.Range, ro *opt.ReadOptions) iterator.Iterator
+}
+
+// userIterator returns an iterator over the user's keys of a range.
+func userIterator(db reader, slice *util.Range, ro *opt.ReadOptions) iterator.Iterator {
+	it := db.NewIterator(slice, ro)
+	if slice != nil &&
+		(slice.Limit != nil && bytes.Compare(slice.Limit, reservedRange.Start) <= 0 ||
+			slice.Start != nil && bytes.Compare(slice.Start, reservedRange.Limit) >= 0) {
+		return it
+	}
+	return &hidingIterator{it}
+}
+
+// hidingIterator passes over the reserved range, in both directions. It costs a
+// look at the first byte of each key.
+type hidingIterator struct {
+	iterator.Iterator
+}
+
+func (it *hidingIterator) forward(ok bool) bool {
+	if ok && hidden(it.Iterator.Key()) {
+		return it.Iterator.Seek(reservedRange.Limit)
+	}
+	return ok
+}
+
+func (it *hidingIterator) backward(ok bool) bool {
+	if ok && hidden(it.Iterator.Key()) {
+		// The seek can't fail: the reserved key we stand on is at or after it.
+		return it.Iterator.Seek(reservedRange.Start) && it.Iterator.Prev()
+	}
+	return ok
+}
+
+func hidden(key []byte) bool { return len(key) > 0 && key[0] == 0xff && isReserved(key) }
+
+func (it *hidingIterator) First() bool          { return it.forward(it.Iterator.First()) }
+func (it *hidingIterator) Next() bool           { return it.forward(it.Iterator.Next()) }
+func (it *hidingIterator) Seek(key []byte) bool { return it.forward(it.Iterator.Seek(key)) }
+func (it *hidingIterator) Last() bool           { return it.backward(it.Iterator.Last()) }
+func (it *hidingIterator) Prev() bool           { return it.backward(it.Iterator.Prev()) }
+
+// countedIterator tells the Replicator when it is released.
+type countedIterator struct {
+	iterator.Iterator
+	released func()
+}
+
+func (it *countedIterator) Release() {
+	it.Iterator.Release()
+	it.released()
+}
+
+// Snapshot is a frozen view of the database, as leveldb.Snapshot is. It is safe
+// for concurrent use, must be released, and must not be held for long: leveldb
+// keeps every version that it can see.
+type Snapshot struct {
+	r        *Replicator
+	snap     *leveldb.Snapshot
+	released func()
+}
+
+// Get returns the value of the key in the snapshot, or leveldb.ErrNotFound. The
+// returned slice is the caller's own.
+func (s *Snapshot) Get(key []byte, ro *opt.ReadOptions) ([]byte, error) {
+	return s.r.get(s.snap, key, ro)
+}
+
+// Has reports whether the snapshot has the key.
+func (s *Snapshot) Has(key []byte, ro *opt.ReadOptions) (bool, error) {
+	return s.r.has(s.snap, key, ro)
+}
+
+// NewIterator returns an iterator over the snapshot, as Replicator.NewIterator
+// does over the database.
+func (s *Snapshot) NewIterator(slice *util.Range, ro *opt.ReadOptions) iterator.Iterator {
+	return s.r.newIterator(s.snap, slice, ro)
+}
+
+// Release gives the snapshot up. Iterators made from it stay usable until they
+// are released themselves. It may be called more than once.
+func (s *Snapshot) Release() {
+	s.snap.Release()
+	s.released()
+}
+
+// holds counts the iterators and snapshots that callers have not released.
+type holds struct {
+	mu sync.Mutex
+	n  int
+}
+
+// take counts one more, and returns a function that takes it back, once.
+func (h *holds) take() (release func()) {
+	h.add(1)
+	return sync.OnceFunc(func() { h.add(-1) })
+}
+
+func (h *holds) add(n int) {
+	h.mu.Lock()
+	h.n += n
+	h.mu.Unlock()
+}
+
+func (h *holds) count() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.n
+}

@@ -1,0 +1,206 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"time"
+
+	"github.com/syndtr/goleveldb/leveldb/opt"
+)
+
+const (
+	// MaxKeySize is the size in bytes of the largest key that can be written.
+	MaxKeySize = 64 << 10
+
+	defaultMaxValueSize = 16 << 20
+	maxMaxValueSize     = 1 << 30
+	defaultMinInterval  = 100 * time.Millisecond
+	defaultMaxInterval  = 10 * time.Second
+	defaultTimeout      = 10 * time.Second
+)
+
+// Meta is whatever the caller wants to remember of a peer. It is shown in
+// Status and not otherwise used.
+type Meta map[string]string
+
+// Options configures a Replicator. The zero value, and nil, are valid: a
+// replica without peers, which writes its change log and can be given peers
+// later. Zero means default; Open copies the options.
+type Options struct {
+	// Listen is the TCP address to accept peers on, such as "127.0.0.1:8000",
+	// "[::1]:8000" or, for a port of the system's choice, "127.0.0.1:0".
+	//
+	// The default value is empty: peers can't dial in, but replication works
+	// both ways over the sessions dialled from here.
+	Listen string
+
+	// Listener is used instead of Listen. The Replicator closes it.
+	Listener net.Listener
+
+	// Peers are the addresses to dial, with their metadata: the seed's
+	// `servers`. AddPeer and RemovePeer change the set at run time.
+	Peers map[string]Meta
+
+	// Dial connects to a peer's address. It must return when ctx is done.
+	//
+	// The default value dials TCP.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+
+	// Insecure permits plain TCP beyond loopback addresses: anybody who can
+	// reach the port can read and write the whole database. Listener and Dial
+	// are the caller's own responsibility and not restricted.
+	Insecure bool
+
+	// Cluster is a name that both ends of a session must share.
+	Cluster string
+
+	// Logger receives changes of state and warnings.
+	//
+	// The default value is nil: silent.
+	Logger *slog.Logger
+
+	// MinInterval and MaxInterval bound the time between two contacts with a
+	// peer: dialling one that is not connected, asking one that is for its
+	// head. Each local write halves the interval; an idle contact doubles it,
+	// and so does a failed one. Actual waits are jittered by a fifth.
+	//
+	// The default values are 100 ms and 10 s.
+	MinInterval, MaxInterval time.Duration
+
+	// Timeout bounds dialling, the handshake, and any time in which a session
+	// makes no progress in reading (beyond MaxInterval) or writing.
+	//
+	// The default value is 10 s.
+	Timeout time.Duration
+
+	// MaxValueSize is the size in bytes of the largest value that a write
+	// accepts. It must be the same on all replicas, and at most 1 GiB.
+	//
+	// The default value is 16 MiB.
+	MaxValueSize int
+
+	// SkipAdoption leaves alone the keys that the database held before it was
+	// first wrapped: they are not replicated until they are written again, and
+	// a peer's change to one of them replaces it.
+	SkipAdoption bool
+
+	// Recovered says that the database's files were restored otherwise than as
+	// one consistent copy, or that a write had failed before. The change log
+	// and the checkpoints are then not trusted: peers pull this replica in
+	// full, and it pulls them in full. Needed for one opening.
+	Recovered bool
+
+	bootID func() string // for tests; the machine's boot id, "" if unknown
+}
+
+// Validate returns all that is wrong with the options, joined, or nil.
+func (o *Options) Validate() error {
+	if o == nil {
+		return nil
+	}
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("replicator: options: "+format, args...))
+	}
+	if o.Listen != "" && o.Listener != nil {
+		bad("Listen and Listener are both set")
+	}
+	if o.Listen != "" && !o.Insecure {
+		if err := requireLoopback(o.Listen); err != nil {
+			bad("Listen: %w", err)
+		}
+	}
+	for addr := range o.Peers {
+		if err := o.checkPeer(addr); err != nil {
+			bad("Peers: %w", err)
+		}
+	}
+	if o.MinInterval < 0 || o.MaxInterval < 0 || o.Timeout < 0 {
+		bad("a negative interval or timeout")
+	}
+	if d := o.withDefaults(); d.MinInterval > d.MaxInterval {
+		bad("MinInterval %v is above MaxInterval %v", d.MinInterval, d.MaxInterval)
+	}
+	if o.MaxValueSize < 0 || o.MaxValueSize > maxMaxValueSize {
+		bad("MaxValueSize %d is not between 0 and %d", o.MaxValueSize, maxMaxValueSize)
+	}
+	if len(o.Cluster) > maxClusterName {
+		bad("Cluster is longer than %d bytes", maxClusterName)
+	}
+	return errors.Join(errs...)
+}
+
+// checkPeer refuses an address that can't be dialled or must not be.
+func (o *Options) checkPeer(addr string) error {
+	if addr == "" {
+		return errors.New("empty address")
+	}
+	if o.Dial != nil {
+		return nil
+	}
+	if o.Insecure {
+		_, _, err := net.SplitHostPort(addr)
+		return err
+	}
+	return requireLoopback(addr)
+}
+
+// requireLoopback refuses an address that plain TCP would expose.
+func requireLoopback(addr string) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return err
+	}
+	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
+		return nil
+	}
+	return fmt.Errorf("%s is not a loopback address, and plain TCP would let anybody in: "+
+		"set Insecure to permit it, or bring your own Listener and Dial", addr)
+}
+
+// withDefaults returns a copy with every zero setting replaced.
+func (o *Options) withDefaults() Options {
+	var c Options
+	if o != nil {
+		c = *o
+	}
+	c.Peers = maps.Clone(c.Peers)
+	setDefault(&c.MinInterval, defaultMinInterval)
+	setDefault(&c.MaxInterval, max(defaultMaxInterval, c.MinInterval))
+	setDefault(&c.Timeout, defaultTimeout)
+	setDefault(&c.MaxValueSize, defaultMaxValueSize)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Dial == nil {
+		c.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", addr)
+		}
+	}
+	if c.bootID == nil {
+		c.bootID = machineBootID
+	}
+	return c
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// safeOptions returns goleveldb options without what makes a failed write hang
+// or panic (see the caveats in the README).
+func safeOptions(o *opt.Options) *opt.Options {
+	var c opt.Options
+	if o != nil {
+		c = *o
+	}
+	c.DisableLargeBatchTransaction = true
+	return &c
+}

@@ -1,0 +1,291 @@
+package replicator
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/syndtr/goleveldb/leveldb"
+)
+
+const (
+	// inlineSize is up to which size values are sent along. In a mesh each of
+	// them arrives from every neighbour, so it is small.
+	inlineSize = 1 << 10
+	// firstInlineSize is the same for a replica that has nothing yet.
+	firstInlineSize = 64 << 10
+)
+
+// start makes of a stored cursor one that a pull can begin with: without a
+// checkpoint, all is pulled.
+func (c cursor) start() cursor {
+	if c.checkpoint.isZero() && c.scan != scanFull {
+		return cursor{scan: scanFull}
+	}
+	return c
+}
+
+// advance returns the cursor as it is when the page is merged.
+func (c cursor) advance(p *page) (cursor, error) {
+	switch {
+	case p.unknown && c.upper.isZero() && c.scan == scanFull:
+		return c, fmt.Errorf("%w: page: refuses a full pull", ErrProtocol)
+	case p.unknown:
+		return cursor{scan: scanFull}, nil
+	case p.head.epoch == 0 || p.head.seq < c.seen.seq && c.seen.epoch == p.head.epoch:
+		return c, fmt.Errorf("%w: page: head %v is below %v, seen before", ErrProtocol, p.head, c.seen)
+	}
+	if p.head.seq >= c.seen.seq {
+		c.seen = p.head
+	}
+	if c.scan == scanFull {
+		return c.advanceFull(p)
+	}
+	return c.advanceLog(p)
+}
+
+func (c cursor) advanceFull(p *page) (cursor, error) {
+	first := c.upper.isZero()
+	if first {
+		c.upper = p.head
+	}
+	switch {
+	case p.floor > c.upper.seq+1:
+		return cursor{scan: scanFull}, nil // what changed since the start may be gone
+	case p.done:
+		return cursor{checkpoint: c.upper, seen: c.seen}, nil
+	case !first && bytes.Compare(p.key, c.key) <= 0:
+		return c, fmt.Errorf("%w: page: key %.64q is not above %.64q", ErrProtocol, p.key, c.key)
+	}
+	c.key = bytes.Clone(p.key)
+	return c, nil
+}
+
+func (c cursor) advanceLog(p *page) (cursor, error) {
+	if p.floor > c.checkpoint.seq+1 {
+		return cursor{scan: scanFull}, nil // what came after the checkpoint may be gone
+	}
+	if c.scan == scanNone {
+		c.scan, c.upper, c.reached = scanLog, p.head, p.head.seq+1
+	}
+	switch {
+	case p.reached <= c.checkpoint.seq+1:
+		return cursor{checkpoint: c.upper, seen: c.seen}, nil
+	case p.reached >= c.reached:
+		return c, fmt.Errorf("%w: page: reached %d, not below %d", ErrProtocol, p.reached, c.reached)
+	}
+	c.reached = p.reached
+	return c, nil
+}
+
+// pull reads the peer's log, page by page. The next page is asked for before
+// the last one is merged; when all is merged, the peer holds the pull until
+// there is something new.
+func (s *session) pull() error {
+	s.record.mu.Lock()
+	c := s.record.cursor.start()
+	s.record.mu.Unlock()
+	empty := s.r.commits.visible.head.Load() == 0 && !s.r.adopter.running()
+	if err := s.request(c, empty); err != nil {
+		return err
+	}
+	for {
+		s.progressed(&c)
+		payload, err := s.await(s.pages)
+		if err != nil {
+			return err
+		}
+		p, err := parsePage(payload, s.r.options.MaxValueSize)
+		if err != nil {
+			return err
+		}
+		if c, err = c.advance(&p); err != nil {
+			return err
+		}
+		if err := s.request(c, empty); err != nil {
+			return err
+		}
+		if err := s.mergePage(&p, c); err != nil {
+			return err
+		}
+	}
+}
+
+// request asks for the next page. A replica that had nothing when the session
+// began wants almost all values sent along.
+func (s *session) request(c cursor, empty bool) error {
+	q := pull{cursor: c, wait: true, inline: inlineSize}
+	if empty && c.scan == scanFull {
+		q.inline, q.adopts = firstInlineSize, true
+	}
+	return s.send(framePull, q.append(nil))
+}
+
+func (s *session) await(from chan []byte) ([]byte, error) {
+	select {
+	case payload := <-from:
+		return payload, nil
+	case <-s.ctx.Done():
+		return nil, s.ctx.Err()
+	}
+}
+
+// progressed makes known how far the pull has come.
+func (s *session) progressed(c *cursor) {
+	s.note(func() {
+		s.peerHead = max(s.peerHead, c.seen.seq)
+		switch {
+		case c.caughtUp():
+			s.state = "in sync"
+			s.merged = c.checkpoint.seq
+		case c.scan == scanFull:
+			s.state = "pulling in full"
+		default:
+			s.state = "pulling the log"
+		}
+	})
+	signal(s.settled)
+}
+
+// mergePage merges a page, with its progress in the batch of the last entries.
+// Values that were not sent along are fetched, each over one session only.
+func (s *session) mergePage(p *page, next cursor) error {
+	s.recordsIn.Add(int64(len(p.entries)))
+	entries := p.entries
+	for {
+		c, err := s.r.examine(entries)
+		if err != nil {
+			return err
+		}
+		missing := c.missing()
+		if len(missing) == 0 {
+			return s.finishPage(c, next)
+		}
+		mine, theirs := s.r.syncer.claims.take(entries, missing)
+		if len(mine) == 0 {
+			select {
+			case <-theirs:
+			case <-s.ctx.Done():
+				return s.ctx.Err()
+			}
+			continue
+		}
+		err = s.fetch(entries, mine)
+		s.r.syncer.claims.release(entries, mine)
+		if err != nil {
+			return err
+		}
+		entries = without(entries, mine)
+	}
+}
+
+func without(entries []entry, indices []int) []entry {
+	rest := make([]entry, 0, len(entries)-len(indices))
+	for i := range entries {
+		if _, found := slices.BinarySearch(indices, i); !found {
+			rest = append(rest, entries[i])
+		}
+	}
+	return rest
+}
+
+// finishPage commits the last entries of a page together with its progress. A
+// checkpoint that moved over no entries needs no write of its own: it may as
+// well be behind.
+func (s *session) finishPage(c *candidates, next cursor) error {
+	if !slices.Contains(c.wins, true) && next.caughtUp() {
+		s.record.mu.Lock()
+		moved := s.record.checkpoint != next.checkpoint || s.record.seen != next.seen
+		s.record.move(next)
+		s.record.unsaved = s.record.unsaved || moved
+		s.record.mu.Unlock()
+		return nil
+	}
+	_, err := s.r.merge(c, s.echo.add, func(b *leveldb.Batch) {
+		s.record.store(b, s.hello.id, func(p *peerRecord) { p.move(next) })
+	})
+	return err
+}
+
+// fetch gets and merges the values of some entries, a frame at a time. What is
+// gone on the peer's side has a later record there, or none anywhere.
+func (s *session) fetch(entries []entry, indices []int) error {
+	for len(indices) > 0 {
+		var keys [][]byte
+		var size uint64
+		for _, i := range indices {
+			if size += entries[i].size + uint64(len(entries[i].key)); len(keys) > 0 && size > maxPageBytes/2 {
+				break
+			}
+			keys = append(keys, entries[i].key)
+		}
+		if err := s.send(frameFetch, appendFetch(nil, keys)); err != nil {
+			return err
+		}
+		payload, err := s.await(s.values)
+		if err != nil {
+			return err
+		}
+		answered, values, err := parseValues(payload, s.r.options.MaxValueSize)
+		if err != nil {
+			return err
+		}
+		if answered == 0 || answered > uint64(len(keys)) {
+			return fmt.Errorf("%w: values: %d of %d keys answered", ErrProtocol, answered, len(keys))
+		}
+		c, err := s.r.examine(values)
+		if err != nil {
+			return err
+		}
+		if c.missing() != nil {
+			return fmt.Errorf("%w: values: an entry comes without its value", ErrProtocol)
+		}
+		if _, err := s.r.merge(c, s.echo.add, nil); err != nil {
+			return err
+		}
+		indices = indices[answered:]
+	}
+	return nil
+}
+
+// claims are the values that are being fetched, so that of several sessions
+// that offer one only one fetches it.
+type claims struct {
+	mu   sync.Mutex
+	held map[string]chan struct{} // key and stamp → closed when it is given up
+}
+
+func claimName(e *entry) string {
+	return string(appendLogRecord(nil, e.Version, e.key))
+}
+
+// take claims what nobody has claimed. If all is claimed, it returns a channel
+// that is closed when the first of those claims is released.
+func (c *claims) take(entries []entry, indices []int) (mine []int, theirs <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held == nil {
+		c.held = map[string]chan struct{}{}
+	}
+	for _, i := range indices {
+		name := claimName(&entries[i])
+		if held, taken := c.held[name]; taken {
+			theirs = held
+			continue
+		}
+		c.held[name] = make(chan struct{})
+		mine = append(mine, i)
+	}
+	return mine, theirs
+}
+
+func (c *claims) release(entries []entry, indices []int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, i := range indices {
+		name := claimName(&entries[i])
+		close(c.held[name])
+		delete(c.held, name)
+	}
+}

@@ -1,0 +1,300 @@
+package replicator
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+
+	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/iterator"
+	"github.com/syndtr/goleveldb/leveldb/opt"
+	"github.com/syndtr/goleveldb/leveldb/util"
+)
+
+// Replicator is a database that keeps itself equal to its peers. All methods are
+// safe for concurrent use.
+type Replicator struct {
+	db      *leveldb.DB
+	owned   bool // Close closes db
+	options Options
+	history history // epochs of the log
+	floor   uint64  // records below it are not served
+	commits *committer
+	gate    gate
+	holds   holds
+	adopter *adopter
+	syncer  *syncer
+
+	closing   sync.Mutex // guards what follows
+	stopped   bool       // background work has ended, the clean mark is written
+	closed    bool
+	closedErr error
+}
+
+// registry holds the handles that have a Replicator: two on one handle would
+// both hand out sequences.
+var registry sync.Map // *leveldb.DB → struct{}
+
+// Open wraps a database that the caller has opened, and starts to replicate it.
+// The handle stays the caller's, to be closed after the Replicator. Reading
+// through it is fine; what is written through it is not replicated, and keys
+// under the reserved prefix must be left alone.
+//
+// Keys that the database holds already are adopted in the background, see
+// Status. Open fails with ErrInUse if the handle has a Replicator, with
+// ErrReserved if it holds foreign keys under the reserved prefix, and with all
+// that Options.Validate finds.
+func Open(db *leveldb.DB, o *Options) (*Replicator, error) {
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	if db == nil {
+		return nil, errors.New("replicator: open: the database is nil")
+	}
+	if _, taken := registry.LoadOrStore(db, struct{}{}); taken {
+		return nil, fmt.Errorf("%w: open: the handle has a Replicator already", ErrInUse)
+	}
+	r, err := start(db, o.withDefaults())
+	if err != nil {
+		registry.Delete(db)
+		return nil, err
+	}
+	return r, nil
+}
+
+// OpenFile opens or creates the database at path, wraps it, and closes it with
+// the Replicator. It sets DisableLargeBatchTransaction, without which goleveldb
+// can hang after a failed write.
+func OpenFile(path string, ldb *opt.Options, o *Options) (*Replicator, error) {
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	db, err := leveldb.OpenFile(path, safeOptions(ldb))
+	if err != nil {
+		return nil, fmt.Errorf("replicator: open %s: %w", path, err)
+	}
+	r, err := Open(db, o)
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	r.owned = true
+	return r, nil
+}
+
+func start(db *leveldb.DB, options Options) (*Replicator, error) {
+	listener := options.Listener
+	if options.Listen != "" {
+		var err error
+		if listener, err = net.Listen("tcp", options.Listen); err != nil {
+			return nil, fmt.Errorf("replicator: open: %w", err)
+		}
+	}
+	op, err := open(db, &options)
+	if err != nil {
+		if options.Listen != "" {
+			listener.Close()
+		}
+		return nil, err
+	}
+	r := &Replicator{db: db, options: options, history: op.history, floor: op.floor}
+	r.gate.empty = make(chan struct{})
+	r.commits = newCommitter(op)
+	r.adopter = newAdopter(r, op)
+	r.syncer = newSyncer(r, op, listener)
+	r.syncer.start()
+	return r, nil
+}
+
+// Put sets the value of a key. The arguments may be reused once it returned. An
+// empty key and an empty value are valid. Errors: ErrReserved, ErrTooLarge,
+// ErrClock, ErrFailed, ErrClosed.
+func (r *Replicator) Put(key, value []byte, wo *opt.WriteOptions) error {
+	if err := r.checkWrite(key, value); err != nil {
+		return err
+	}
+	return r.writeOne(key, value, false, wo)
+}
+
+// Delete removes a key. It is no error if the key is not there; the deletion is
+// replicated even so. Errors are those of Put.
+func (r *Replicator) Delete(key []byte, wo *opt.WriteOptions) error {
+	if err := r.checkWrite(key, nil); err != nil {
+		return err
+	}
+	return r.writeOne(key, nil, true, wo)
+}
+
+func (r *Replicator) writeOne(key, value []byte, deleted bool, wo *opt.WriteOptions) error {
+	p := newProposal()
+	p.key, p.value, p.deleted = key, value, deleted
+	p.ops, p.size = 1, len(key)+len(value)
+	p.sync, p.alone = wo.GetSync(), wo.GetNoWriteMerge()
+	return r.propose(p)
+}
+
+// Write applies a batch, all or nothing, with its change-log records in one
+// leveldb batch. Of a key that is in it twice, the last operation counts. A nil
+// or empty batch does nothing. Errors are those of Put.
+//
+// The batch is atomic here; peers may see it arrive in parts.
+func (r *Replicator) Write(b *leveldb.Batch, wo *opt.WriteOptions) error {
+	if b == nil || b.Len() == 0 {
+		if r.gate.isClosed() {
+			return ErrClosed
+		}
+		return nil
+	}
+	check := batchCheck{r: r}
+	if err := b.Replay(&check); err != nil {
+		return fmt.Errorf("replicator: write: %w", err)
+	}
+	if check.err != nil {
+		return check.err
+	}
+	p := newProposal()
+	p.batch, p.ops, p.size = b, b.Len(), check.size
+	p.sync, p.alone = wo.GetSync(), wo.GetNoWriteMerge()
+	return r.propose(p)
+}
+
+func (r *Replicator) propose(p *proposal) error {
+	if !r.gate.enter() {
+		return ErrClosed
+	}
+	defer r.gate.leave()
+	return r.commits.do(p)
+}
+
+// batchCheck finds the first operation of a batch that can't be accepted.
+type batchCheck struct {
+	r    *Replicator
+	size int
+	err  error
+}
+
+func (c *batchCheck) Put(key, value []byte) {
+	c.size += len(key) + len(value)
+	if c.err == nil {
+		c.err = c.r.checkWrite(key, value)
+	}
+}
+
+func (c *batchCheck) Delete(key []byte) { c.Put(key, nil) }
+
+// checkWrite refuses what could not be replicated.
+func (r *Replicator) checkWrite(key, value []byte) error {
+	switch {
+	case len(key) > MaxKeySize:
+		return fmt.Errorf("%w: the key %.32q… has %d bytes, the limit is %d", ErrTooLarge, key, len(key), MaxKeySize)
+	case len(value) > r.options.MaxValueSize:
+		return fmt.Errorf("%w: the value of key %.64q has %d bytes, the limit is %d (Options.MaxValueSize)",
+			ErrTooLarge, key, len(value), r.options.MaxValueSize)
+	case hidden(key):
+		return fmt.Errorf("%w: key %.64q", ErrReserved, key)
+	}
+	return nil
+}
+
+// Get returns the value of a key, or leveldb.ErrNotFound. The returned slice is
+// the caller's own; an empty value may come back as nil.
+func (r *Replicator) Get(key []byte, ro *opt.ReadOptions) ([]byte, error) {
+	return r.get(r.db, key, ro)
+}
+
+func (r *Replicator) get(db reader, key []byte, ro *opt.ReadOptions) ([]byte, error) {
+	if !r.gate.enter() {
+		return nil, ErrClosed
+	}
+	defer r.gate.leave()
+	if hidden(key) {
+		return nil, leveldb.ErrNotFound
+	}
+	return db.Get(key, ro)
+}
+
+// Has reports whether the database has the key.
+func (r *Replicator) Has(key []byte, ro *opt.ReadOptions) (bool, error) {
+	return r.has(r.db, key, ro)
+}
+
+func (r *Replicator) has(db reader, key []byte, ro *opt.ReadOptions) (bool, error) {
+	if !r.gate.enter() {
+		return false, ErrClosed
+	}
+	defer r.gate.leave()
+	if hidden(key) {
+		return false, nil
+	}
+	return db.Has(key, ro)
+}
+
+// NewIterator returns an iterator over the keys of a range, nil meaning all, as
+// they are now. It never shows the reserved range. As with leveldb, it must be
+// released, is not safe for concurrent use, and carries an error that prevented
+// it; its keys and values are valid until it is moved.
+func (r *Replicator) NewIterator(slice *util.Range, ro *opt.ReadOptions) iterator.Iterator {
+	return r.newIterator(r.db, slice, ro)
+}
+
+func (r *Replicator) newIterator(db reader, slice *util.Range, ro *opt.ReadOptions) iterator.Iterator {
+	if !r.gate.enter() {
+		return iterator.NewEmptyIterator(ErrClosed)
+	}
+	defer r.gate.leave()
+	return &countedIterator{userIterator(db, slice, ro), r.holds.take()}
+}
+
+// GetSnapshot returns a frozen view of the database. It must be released.
+func (r *Replicator) GetSnapshot() (*Snapshot, error) {
+	if !r.gate.enter() {
+		return nil, ErrClosed
+	}
+	defer r.gate.leave()
+	snap, err := r.db.GetSnapshot()
+	if err != nil {
+		return nil, err
+	}
+	return &Snapshot{r, snap, r.holds.take()}, nil
+}
+
+// Version returns the stamp of a key's latest change, and whether that was a
+// deletion. A key that was never written through a Replicator, or is not adopted
+// yet, gives leveldb.ErrNotFound.
+func (r *Replicator) Version(key []byte) (Version, error) {
+	if !r.gate.enter() {
+		return Version{}, ErrClosed
+	}
+	defer r.gate.leave()
+	record, err := lookup(r.db, key)
+	return record.Version, err
+}
+
+// Close ends all sessions, waits for everything that runs in the background,
+// and marks the database as cleanly closed. Later calls, of this method and of
+// all others, return ErrClosed or, here, nil. The leveldb handle stays open,
+// unless it was opened by OpenFile: then, while iterators or snapshots are not
+// released, Close returns ErrInUse and can be called again.
+func (r *Replicator) Close() error {
+	r.closing.Lock()
+	defer r.closing.Unlock()
+	if r.closed {
+		return nil
+	}
+	if !r.stopped {
+		r.gate.close()
+		r.syncer.stop()
+		r.commits.close()
+		r.closedErr = markClean(r.commits)
+		registry.Delete(r.db)
+		r.stopped = true
+	}
+	if r.owned {
+		if n := r.holds.count(); n > 0 {
+			return fmt.Errorf("%w: close: %d iterators or snapshots are not released: release them and close again", ErrInUse, n)
+		}
+		r.closedErr = errors.Join(r.closedErr, r.db.Close())
+	}
+	r.closed = true
+	return r.closedErr
+}

@@ -1,0 +1,318 @@
+package replicator
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/syndtr/goleveldb/leveldb"
+)
+
+const (
+	// maxPageEntries and maxPageBytes bound a page. One page is merged while
+	// the next is on its way, so a session holds at most twice that.
+	maxPageEntries = 500
+	maxPageBytes   = 1 << 20
+	// maxPageScan is how many records are looked at for a page at most.
+	maxPageScan = 20 * maxPageEntries
+)
+
+// pageReader makes the pages of one session's pulls.
+type pageReader struct {
+	r    *Replicator
+	echo *echoes
+	body []byte // scratch for entries
+}
+
+// view is one snapshot of the log: what is read from it fits together.
+type view struct {
+	*leveldb.Snapshot
+	head  position
+	floor uint64
+}
+
+// newView takes a snapshot and finds its head, given that of the log's records
+// those after a sequence are enough to look at.
+func (p *pageReader) newView(after uint64) (*view, error) {
+	atLeast := p.r.commits.visible.head.Load()
+	snap, err := p.r.db.GetSnapshot()
+	if err != nil {
+		return nil, err
+	}
+	v := &view{Snapshot: snap}
+	if err := v.read(p.r.history, atLeast, after); err != nil {
+		snap.Release()
+		return nil, err
+	}
+	return v, nil
+}
+
+func (v *view) read(h history, atLeast, after uint64) error {
+	floor, err := v.uint64(metaFloor)
+	if err != nil {
+		return err
+	}
+	head := atLeast
+	it := v.NewIterator(logRange(after, ^uint64(0)-1), nil)
+	defer it.Release()
+	if it.Last() {
+		head = rowSequence(it.Key())
+	} else if stored, err := v.uint64(metaHead); err != nil {
+		return err
+	} else {
+		head = max(head, stored)
+	}
+	v.floor, v.head = floor, h.label(head)
+	return it.Error()
+}
+
+func (v *view) uint64(name string) (uint64, error) {
+	row, err := v.Get(metaKey(name), nil)
+	if err == leveldb.ErrNotFound {
+		return 0, nil
+	}
+	if err == nil && len(row) != 8 {
+		err = fmt.Errorf("%w: %s", errCorrupt, name)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return binary.BigEndian.Uint64(row), nil
+}
+
+// page reads what a pull asks for.
+func (p *pageReader) page(q *pull) (header, body []byte, entries int, err error) {
+	after := q.checkpoint.seq
+	if q.scan == scanFull {
+		after = q.upper.seq
+	}
+	v, err := p.newView(after)
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	defer v.Release()
+	w := pageWriter{q: q, body: p.body[:0]}
+	w.page.head, w.page.floor = v.head, v.floor
+	switch {
+	case !p.r.history.knows(&q.cursor, v.head.seq):
+		w.page.unknown = true
+	case q.scan == scanFull:
+		err = p.readState(v, &w)
+	default:
+		err = p.readLog(v, &w)
+	}
+	p.body = w.body
+	return w.page.appendHeader(nil, w.entries), w.body, w.entries, err
+}
+
+// knows reports whether all of a cursor's positions are in this log.
+func (h history) knows(c *cursor, head uint64) bool {
+	for _, p := range []position{c.checkpoint, c.seen, c.upper} {
+		if !p.isZero() && !h.contains(p, head) {
+			return false
+		}
+	}
+	return c.scan == scanFull || !c.checkpoint.isZero()
+}
+
+// pageWriter collects the entries of a page.
+type pageWriter struct {
+	page    page
+	q       *pull
+	body    []byte
+	entries int
+	origin  Origin
+}
+
+// add appends an entry; the value is sent along if it is small.
+func (w *pageWriter) add(key []byte, v Version, value []byte) {
+	e := entry{key: key, Version: v, value: value}
+	if !v.Deleted && (uint64(len(value)) > w.q.inline || v.adopted() && !w.q.adopts) {
+		e.absent, e.size, e.hash = true, uint64(len(value)), valueHash(value)
+	}
+	w.body = appendEntry(w.body, &e, w.origin)
+	if !e.absent {
+		w.body = append(w.body, value...)
+	}
+	w.entries++
+	w.origin = v.Origin
+}
+
+func (w *pageWriter) full() bool {
+	return w.entries >= maxPageEntries || len(w.body) >= maxPageBytes
+}
+
+// readState adds the next keys, in key order, tombstones included.
+func (p *pageReader) readState(v *view, w *pageWriter) error {
+	start := w.q.key
+	slice := tableRange(tableIndex)
+	if !w.q.upper.isZero() {
+		slice.Start = append(indexKey(start), 0)
+	}
+	index := v.NewIterator(slice, nil)
+	defer index.Release()
+	data := newWalker(v, nil)
+	defer data.release()
+	for scanned := 0; ; scanned++ {
+		if w.full() || scanned >= maxPageScan {
+			return nil
+		}
+		if !index.Next() {
+			w.page.done = true
+			return firstError(index.Error(), data.Error())
+		}
+		key := rowName(index.Key())
+		record, err := parseIndexRecord(index.Value())
+		if err != nil {
+			return fmt.Errorf("%w: index of key %.64q", err, key)
+		}
+		w.page.key = append(w.page.key[:0], key...)
+		if p.echo.cover(record.seq, record.seq) {
+			continue
+		}
+		switch {
+		case record.Deleted:
+			w.add(key, record.Version, nil)
+		case data.find(key):
+			w.add(key, record.Version, data.Value())
+		}
+	}
+}
+
+// logged is a record that is to be sent, if it is still its key's latest.
+type logged struct {
+	seq uint64
+	key []byte
+}
+
+// readLog adds the next records, in reverse. One that was superseded is passed
+// over: the later one was read, or will be.
+func (p *pageReader) readLog(v *view, w *pageWriter) error {
+	below := v.head.seq + 1
+	if w.q.scan == scanLog {
+		below = w.q.reached
+	}
+	bottom := w.q.checkpoint.seq + 1
+	records, reached, err := p.recordsBelow(v, below, bottom)
+	if err != nil {
+		return err
+	}
+	w.page.reached = reached
+	slices.SortFunc(records, func(a, b logged) int { return bytes.Compare(a.key, b.key) })
+	index := newFinder(v, tableIndex, len(records))
+	defer index.release()
+	data := newFinder(v, 0, len(records))
+	defer data.release()
+	for _, l := range records {
+		row, err := index.get(l.key)
+		if err == leveldb.ErrNotFound {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		record, err := parseIndexRecord(row)
+		if err != nil {
+			return fmt.Errorf("%w: index of key %.64q", err, l.key)
+		}
+		if record.seq != l.seq {
+			continue
+		}
+		var value []byte
+		if !record.Deleted {
+			value, err = data.get(l.key)
+			if err == leveldb.ErrNotFound {
+				continue // removed behind the Replicator's back
+			}
+			if err != nil {
+				return err
+			}
+		}
+		w.add(l.key, record.Version, value)
+	}
+	return nil
+}
+
+// recordsBelow collects a page of records in reverse, and tells down to where
+// it read.
+func (p *pageReader) recordsBelow(v *view, below, bottom uint64) (records []logged, reached uint64, err error) {
+	it := v.NewIterator(logRange(bottom-1, below-1), nil)
+	defer it.Release()
+	size := 0
+	for ok, scanned := it.Last(), 0; ok; ok, scanned = it.Prev(), scanned+1 {
+		if len(records) >= maxPageEntries || size >= maxPageBytes/2 || scanned >= maxPageScan {
+			return records, reached, it.Error()
+		}
+		reached = rowSequence(it.Key())
+		if p.echo.cover(reached, reached) {
+			continue
+		}
+		_, key, err := parseLogRecord(it.Value())
+		if err != nil {
+			return nil, 0, fmt.Errorf("%w: log record %d", err, reached)
+		}
+		records = append(records, logged{reached, bytes.Clone(key)})
+		size += len(key)
+	}
+	return records, bottom, it.Error()
+}
+
+// values reads what a fetch asks for: the current versions of as many of the
+// keys as fit into a frame, at least one. A large value is a part of its own.
+func (p *pageReader) values(keys [][]byte) (parts [][]byte, err error) {
+	snap, err := p.r.db.GetSnapshot()
+	if err != nil {
+		return nil, err
+	}
+	defer snap.Release()
+	var body []byte
+	var origin Origin
+	parts = [][]byte{nil} // the header's place
+	answered, entries, size := 0, 0, 0
+	for ; answered < len(keys) && size < maxPageBytes; answered++ {
+		key := keys[answered]
+		record, err := lookup(snap, key)
+		if err == leveldb.ErrNotFound {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		e := entry{key: key, Version: record.Version}
+		if !e.Deleted {
+			e.value, err = snap.Get(key, nil)
+			if err == leveldb.ErrNotFound {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+		if size > 0 && size+len(e.value) > 2*maxPageBytes {
+			break
+		}
+		body = appendEntry(body, &e, origin)
+		if len(e.value) > chunkSize {
+			parts = append(parts, body, e.value)
+			body = nil
+		} else {
+			body = append(body, e.value...)
+		}
+		size += len(key) + len(e.value)
+		origin = e.Origin
+		entries++
+	}
+	header := binary.AppendUvarint(nil, uint64(answered))
+	parts[0] = binary.AppendUvarint(header, uint64(entries))
+	return append(parts, body), nil
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,164 @@
+package replicator
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+)
+
+// Status is a replica's state at one moment. It marshals to readable JSON.
+type Status struct {
+	ID         DatabaseID     `json:"id"`
+	Epoch      Origin         `json:"epoch"`      // this opening's stretch of the log
+	Clock      uint64         `json:"clock"`      // clock that the next local change will get
+	Head       uint64         `json:"head"`       // sequence of the last log record
+	Floor      uint64         `json:"floor"`      // sequence below which log records are gone
+	LogRecords uint64         `json:"logRecords"` // records in the log
+	Listening  string         `json:"listening,omitempty"`
+	Failed     string         `json:"failed,omitempty"` // why writes are refused
+	Adoption   AdoptionStatus `json:"adoption"`
+	Peers      []PeerStatus   `json:"peers"` // configured ones by address, then those that dialled in
+}
+
+// AdoptionStatus tells how far the keys that the database held before it was
+// wrapped are taken in.
+type AdoptionStatus struct {
+	Done    bool   `json:"done"`
+	Adopted uint64 `json:"adopted"` // keys taken in
+	Skipped uint64 `json:"skipped"` // keys left out because they or their values are too large
+}
+
+// PeerStatus is what is known of one address, or of one peer that dialled in.
+type PeerStatus struct {
+	Addr       string     `json:"addr"`
+	Configured bool       `json:"configured"` // in Options.Peers or added by AddPeer
+	Meta       Meta       `json:"meta,omitempty"`
+	ID         DatabaseID `json:"id,omitzero"`
+	// State is "connecting", "waiting" (see NextAttempt and LastError), or, in a
+	// session, "starting", "pulling in full", "pulling the log" or "in sync".
+	State    string `json:"state"`
+	DialedBy string `json:"dialedBy,omitempty"` // "us" or "them", in a session
+
+	Behind       uint64 `json:"behind"`       // records of the peer's log, as last heard, not merged here; at most
+	Unconfirmed  uint64 `json:"unconfirmed"`  // records of our log that the peer has not acknowledged; at most
+	Acknowledged uint64 `json:"acknowledged"` // sequence up to which the peer has made our log durable
+
+	LastSuccess time.Time `json:"lastSuccess,omitzero"` // last answer from the peer
+	LastError   string    `json:"lastError,omitempty"`
+	NextAttempt time.Time `json:"nextAttempt,omitzero"` // while waiting
+
+	BytesIn    int64 `json:"bytesIn"` // since Open, as are the others
+	BytesOut   int64 `json:"bytesOut"`
+	RecordsIn  int64 `json:"recordsIn"`
+	RecordsOut int64 `json:"recordsOut"`
+}
+
+// Status returns the replica's state. It may be called after Close.
+func (r *Replicator) Status() Status {
+	y := r.syncer
+	progress := r.adopter.progress.Load()
+	s := Status{
+		Epoch:      r.commits.origin,
+		Clock:      r.commits.visible.clock.Load(),
+		Head:       r.commits.visible.head.Load(),
+		Floor:      r.floor,
+		LogRecords: uint64(r.commits.visible.records.Load()),
+		Adoption:   AdoptionStatus{progress.done, progress.adopted, progress.skipped},
+		Peers:      []PeerStatus{},
+	}
+	if err := r.commits.failure(); err != nil {
+		s.Failed = err.Error()
+	}
+	if addr := r.Addr(); addr != nil {
+		s.Listening = addr.String()
+	}
+	y.mu.Lock()
+	s.ID = y.id
+	peers := slices.Collect(maps.Values(y.peers))
+	sessions := maps.Clone(y.sessions)
+	known := maps.Clone(y.known)
+	y.mu.Unlock()
+
+	slices.SortFunc(peers, func(a, b *peer) int { return cmp.Compare(a.addr, b.addr) })
+	shown := map[DatabaseID]bool{}
+	for _, p := range peers {
+		ps := p.status()
+		ps.describe(s.Head, known[ps.ID], sessions[ps.ID])
+		shown[ps.ID] = true
+		s.Peers = append(s.Peers, ps)
+	}
+	configured := len(s.Peers)
+	for id, session := range sessions {
+		if !shown[id] {
+			ps := PeerStatus{Addr: session.addr, ID: id}
+			ps.describe(s.Head, known[id], session)
+			s.Peers = append(s.Peers, ps)
+		}
+	}
+	slices.SortFunc(s.Peers[configured:], func(a, b PeerStatus) int { return cmp.Compare(a.Addr, b.Addr) })
+	return s
+}
+
+// status is what a configured address knows by itself.
+func (p *peer) status() PeerStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ps := PeerStatus{
+		Addr: p.addr, Configured: true, Meta: maps.Clone(p.meta), ID: p.id, State: p.state,
+		LastSuccess: p.lastGood,
+		BytesIn:     p.totals.bytesIn, BytesOut: p.totals.bytesOut,
+		RecordsIn: p.totals.recordsIn, RecordsOut: p.totals.recordsOut,
+	}
+	if p.lastErr != nil {
+		ps.LastError = p.lastErr.Error()
+	}
+	if p.state == "waiting" {
+		ps.NextAttempt = p.next
+	}
+	return ps
+}
+
+// describe adds what the peer's record and the session with it tell.
+func (ps *PeerStatus) describe(head uint64, record *peerRecord, s *session) {
+	var merged, peerHead uint64
+	if record != nil {
+		record.mu.Lock()
+		merged, peerHead = record.checkpoint.seq, max(record.seen.seq, record.peerHead)
+		ps.Acknowledged = record.acknowledged.seq
+		record.mu.Unlock()
+	}
+	if s != nil {
+		s.mu.Lock()
+		ps.State = s.state
+		peerHead = max(peerHead, s.peerHead)
+		if s.lastGood.After(ps.LastSuccess) {
+			ps.LastSuccess = s.lastGood
+		}
+		s.mu.Unlock()
+		ps.NextAttempt = time.Time{}
+		ps.DialedBy = "them"
+		if s.dialed {
+			ps.DialedBy = "us"
+		}
+		t := s.traffic()
+		ps.BytesIn += t.bytesIn
+		ps.BytesOut += t.bytesOut
+		ps.RecordsIn += t.recordsIn
+		ps.RecordsOut += t.recordsOut
+	}
+	ps.Behind = peerHead - min(merged, peerHead)
+	ps.Unconfirmed = head - min(ps.Acknowledged, head)
+}
+
+// traffic is what the session carried so far.
+func (s *session) traffic() traffic {
+	return traffic{s.conn.received.Load(), s.conn.sent.Load(), s.recordsIn.Load(), s.recordsOut.Load()}
+}
+
+// lastContact is when the peer last answered; zero: never.
+func (s *session) lastContact() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lastGood
+}

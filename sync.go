@@ -1,0 +1,513 @@
+package replicator
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// syncer keeps a session with every peer: it dials those that are configured,
+// accepts those that dial, and sees to it that there is one session a pair.
+type syncer struct {
+	r        *Replicator
+	listener net.Listener
+	nonce    uint64
+	claims   claims
+	wrote    chan struct{}                   // a local write was committed
+	wakes    atomic.Pointer[[]chan struct{}] // of the live sessions
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup
+
+	mu       sync.Mutex // guards what follows
+	stopped  bool
+	id       DatabaseID
+	peers    map[string]*peer           // configured, by address
+	known    map[DatabaseID]*peerRecord // ever met
+	sessions map[DatabaseID]*session    // live, one a peer
+	accepts  uint64                     // number of the last accept sent
+}
+
+func newSyncer(r *Replicator, op *opening, l net.Listener) *syncer {
+	var nonce [8]byte
+	rand.Read(nonce[:])
+	y := &syncer{
+		r: r, listener: l, id: op.id, known: op.peers,
+		nonce:    binary.BigEndian.Uint64(nonce[:]),
+		wrote:    make(chan struct{}, 1),
+		peers:    map[string]*peer{},
+		sessions: map[DatabaseID]*session{},
+	}
+	y.ctx, y.cancel = context.WithCancelCause(context.Background())
+	return y
+}
+
+// start starts every goroutine that does not belong to a peer or a session.
+func (y *syncer) start() {
+	y.r.commits.changed = y.committed
+	y.r.commits.stopped = y.failed
+	y.wg.Go(func() { y.r.adopter.run(y.ctx) })
+	y.wg.Go(func() { y.r.sweep(y.ctx) })
+	y.wg.Go(y.quicken)
+	if y.listener != nil {
+		y.wg.Go(y.accept)
+	}
+	for addr, meta := range y.r.options.Peers {
+		_ = y.addPeer(addr, meta) // a map has no address twice
+	}
+}
+
+// stop ends all sessions and waits for every goroutine.
+func (y *syncer) stop() {
+	y.mu.Lock()
+	y.stopped = true
+	y.mu.Unlock()
+	y.cancel(ErrClosed)
+	if y.listener != nil {
+		y.listener.Close()
+	}
+	y.wg.Wait()
+}
+
+// committed is called in the commit section, after each commit.
+func (y *syncer) committed(local bool) {
+	if local {
+		signal(y.wrote)
+	}
+	if wakes := y.wakes.Load(); wakes != nil {
+		for _, wake := range *wakes {
+			signal(wake)
+		}
+	}
+}
+
+// failed is called when a write to leveldb failed: nothing can be merged any
+// more, and what is here may not be durable.
+func (y *syncer) failed(err error) {
+	y.r.options.Logger.Error("replicator: replication stopped", "error", err)
+	y.cancel(err)
+}
+
+// quicken raises the frequency of contacts when there are local writes.
+func (y *syncer) quicken() {
+	for {
+		select {
+		case <-y.ctx.Done():
+			return
+		case <-y.wrote:
+		}
+		y.mu.Lock()
+		for _, p := range y.peers {
+			p.pace.wrote()
+		}
+		for _, s := range y.sessions {
+			s.pace.wrote()
+		}
+		y.mu.Unlock()
+		pause(y.ctx, y.r.options.MinInterval) // a burst of writes counts once
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
+
+// accept takes connections until the listener is closed.
+func (y *syncer) accept() {
+	for failures := 0; ; {
+		c, err := y.listener.Accept()
+		switch {
+		case y.ctx.Err() != nil:
+			if err == nil {
+				c.Close()
+			}
+			return
+		case errors.Is(err, net.ErrClosed):
+			y.r.options.Logger.Error("replicator: the listener was closed; peers can't dial in any more")
+			return
+		case err != nil:
+			failures++
+			y.r.options.Logger.Warn("replicator: accept failed", "error", err)
+			pause(y.ctx, min(time.Duration(failures)*10*time.Millisecond, time.Second))
+			continue
+		}
+		failures = 0
+		y.wg.Go(func() {
+			addr := c.RemoteAddr().String()
+			if err := y.converse(y.ctx, c, addr, nil); err != nil {
+				y.r.options.Logger.Debug("replicator: inbound connection ended", "peer", addr, "error", err)
+			}
+		})
+	}
+}
+
+func (y *syncer) addPeer(addr string, meta Meta) error {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if y.stopped {
+		return ErrClosed
+	}
+	if p := y.peers[addr]; p != nil {
+		p.mu.Lock()
+		p.meta = maps.Clone(meta)
+		p.mu.Unlock()
+		return nil
+	}
+	o := &y.r.options
+	ctx, cancel := context.WithCancelCause(y.ctx)
+	p := &peer{
+		addr: addr, meta: maps.Clone(meta), cancel: cancel,
+		pace:    newSchedule(o.MinInterval, o.MaxInterval),
+		dial:    make(chan struct{}, 1),
+		changed: make(chan struct{}),
+		state:   "waiting",
+	}
+	y.peers[addr] = p
+	y.wg.Go(func() { y.keep(ctx, p) })
+	return nil
+}
+
+// keep dials a peer whenever there is no session with it.
+func (y *syncer) keep(ctx context.Context, p *peer) {
+	signal(p.dial) // the first attempt is made at once
+	for {
+		if s := y.sessionWith(p.lastID()); s != nil {
+			select {
+			case <-s.done:
+				p.ended(s)
+			case <-ctx.Done():
+				return
+			}
+		}
+		p.set("waiting")
+		if !p.pace.wait(ctx.Done(), p.dial, p.waitUntil) {
+			return
+		}
+		if y.sessionWith(p.lastID()) != nil {
+			continue
+		}
+		p.set("connecting")
+		err := y.dial(ctx, p)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			p.failed(err, y.r.options.Logger)
+		}
+	}
+}
+
+// dial connects to the peer and converses until the session ends. It returns
+// nil if there was one.
+func (y *syncer) dial(ctx context.Context, p *peer) error {
+	o := &y.r.options
+	dialing, cancel := context.WithTimeout(ctx, o.Timeout)
+	defer cancel()
+	c, err := o.Dial(dialing, p.addr)
+	if err != nil {
+		return &PeerError{p.addr, "dial", err}
+	}
+	return y.converse(ctx, c, p.addr, p)
+}
+
+// converse is one connection's life: handshake, then the session, if there is
+// one. The peer is the one that was dialled, or nil.
+func (y *syncer) converse(ctx context.Context, c net.Conn, addr string, p *peer) error {
+	defer c.Close()
+	logger := y.r.options.Logger
+	s, err := y.handshake(ctx, c, addr, p != nil)
+	if err != nil {
+		return &PeerError{addr, "handshake", err}
+	}
+	if p != nil {
+		p.connected(s)
+	}
+	logger.Info("replicator: session started", "peer", addr, "id", s.hello.id, "dialed", s.dialed)
+	err = s.run()
+	y.remove(s)
+	logger.Info("replicator: session ended", "peer", addr, "id", s.hello.id, "error", err)
+	y.renewIfForked(s.own.id, err)
+	if p != nil {
+		p.ended(s)
+	}
+	return nil
+}
+
+var errReplaced = errors.New("replicator: another connection with this peer took over")
+
+// register makes s the session with its peer, and waits until the one before it
+// has stopped merging. The side with the smaller id numbers the sessions of a
+// pair, and both keep the one with the greatest number; number is 0 there.
+func (y *syncer) register(s *session, number uint64) error {
+	y.mu.Lock()
+	if y.stopped {
+		y.mu.Unlock()
+		return ErrClosed
+	}
+	id := s.hello.id
+	before := y.sessions[id]
+	if number == 0 {
+		y.accepts++
+		number = y.accepts
+	} else if before != nil && before.hello.nonce == s.hello.nonce && before.number > number {
+		y.mu.Unlock()
+		return errReplaced
+	}
+	s.number = number
+	y.sessions[id] = s
+	y.publishWakes()
+	y.mu.Unlock()
+	if before != nil {
+		before.cancel(errReplaced)
+		<-before.done
+	}
+	return nil
+}
+
+func (y *syncer) remove(s *session) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if y.sessions[s.hello.id] == s {
+		delete(y.sessions, s.hello.id)
+		y.publishWakes()
+	}
+}
+
+// publishWakes tells the commit section whom to wake. The caller holds mu.
+func (y *syncer) publishWakes() {
+	var wakes []chan struct{}
+	for _, s := range y.sessions {
+		wakes = append(wakes, s.wake)
+	}
+	y.wakes.Store(&wakes)
+}
+
+// sessionWith returns the live session with a peer, or nil.
+func (y *syncer) sessionWith(id DatabaseID) *session {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	return y.sessions[id]
+}
+
+// meet returns the peer's record. A peer that is new, or in a new epoch, is
+// recorded with Sync before anything is served to it.
+func (y *syncer) meet(h hello, addr string) (*peerRecord, error) {
+	y.mu.Lock()
+	record := y.known[h.id]
+	if record == nil {
+		record = new(peerRecord)
+		y.known[h.id] = record
+	}
+	y.mu.Unlock()
+	record.mu.Lock()
+	forked, changed := record.forked(h.epoch), false
+	if !forked {
+		changed = record.met(h.epoch, addr)
+	}
+	record.mu.Unlock()
+	if forked {
+		return nil, fmt.Errorf("%w: the history of id %v has forked: epoch %v is back", ErrCloned, h.id, h.epoch)
+	}
+	if !changed {
+		return record, nil
+	}
+	return record, y.saveRecord(h.id, record, true, func(*peerRecord) {})
+}
+
+// saveRecord changes a peer's record and writes its row.
+func (y *syncer) saveRecord(id DatabaseID, record *peerRecord, sync bool, change func(*peerRecord)) error {
+	return y.r.commits.enter(sync, func(s *committer) error {
+		record.store(s.batch, id, change)
+		return nil
+	})
+}
+
+func (y *syncer) ownID() DatabaseID {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	return y.id
+}
+
+// renewIfForked renews the id that a hello carried if the peer said, in the
+// error that ended the conversation, that another lineage has it, too.
+func (y *syncer) renewIfForked(id DatabaseID, err error) {
+	var bye *byeReceived
+	if errors.As(err, &bye) && bye.code == byeForked {
+		y.renewID(id)
+	}
+}
+
+// renewID draws a new database id in the place of one that another replica has,
+// too. What was acknowledged to the old id may have been acknowledged to the
+// other; checkpoints are of logs that this replica did read, and stay.
+func (y *syncer) renewID(old DatabaseID) {
+	err := y.r.commits.enter(true, func(s *committer) error {
+		y.mu.Lock()
+		defer y.mu.Unlock()
+		if y.id != old {
+			return nil // renewed already
+		}
+		y.id = newDatabaseID()
+		s.batch.Put(metaKey(metaID), y.id[:])
+		for id, record := range y.known {
+			record.store(s.batch, id, func(p *peerRecord) { p.acknowledged, p.peerHead = position{}, 0 })
+		}
+		y.r.options.Logger.Warn("replicator: another replica has this database id, perhaps the directory was copied; drew a new one",
+			"old", old, "new", y.id)
+		for _, session := range y.sessions {
+			session.cancel(errRenewed)
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, ErrClosed) {
+		y.r.options.Logger.Error("replicator: could not draw a new database id", "error", err)
+	}
+}
+
+var errRenewed = errors.New("replicator: this replica has a new database id")
+
+// AddPeer adds a peer to dial, or replaces the metadata of one. It returns
+// before the peer is reached; see Status and SyncNow. Errors: a malformed
+// address, one that plain TCP must not be used with (Options.Insecure), and
+// ErrClosed.
+func (r *Replicator) AddPeer(addr string, meta Meta) error {
+	if err := r.options.checkPeer(addr); err != nil {
+		return fmt.Errorf("replicator: add peer: %w", err)
+	}
+	return r.syncer.addPeer(addr, meta)
+}
+
+// RemovePeer stops dialling a peer, and ends the session that was dialled. The
+// peer stays known, and can still dial in. An address that was not added is
+// ErrUnknownPeer.
+func (r *Replicator) RemovePeer(addr string) error {
+	y := r.syncer
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if y.stopped {
+		return ErrClosed
+	}
+	p := y.peers[addr]
+	if p == nil {
+		return fmt.Errorf("%w: %s", ErrUnknownPeer, addr)
+	}
+	delete(y.peers, addr)
+	p.cancel(errRemoved)
+	return nil
+}
+
+var errRemoved = errors.New("replicator: the peer was removed here")
+
+// Addr returns the address that peers can dial, or nil when not listening.
+func (r *Replicator) Addr() net.Addr {
+	if l := r.syncer.listener; l != nil {
+		return l.Addr()
+	}
+	return nil
+}
+
+// SyncNow returns once all that was in the log of every reachable peer at the
+// call is merged here. It dials at once the peers that there is no session with,
+// and returns, joined, a *PeerError for each that could not be reached or did
+// not finish before ctx was done. Peers that dialled in are waited for, too.
+func (r *Replicator) SyncNow(ctx context.Context) error {
+	y := r.syncer
+	y.mu.Lock()
+	if y.stopped {
+		y.mu.Unlock()
+		return ErrClosed
+	}
+	peers := slices.Collect(maps.Values(y.peers))
+	var others []*session
+	for id, s := range y.sessions {
+		if !slices.ContainsFunc(peers, func(p *peer) bool { return p.lastID() == id }) {
+			others = append(others, s)
+		}
+	}
+	y.mu.Unlock()
+
+	errs := make([]error, len(peers)+len(others))
+	var wg sync.WaitGroup
+	for i, p := range peers {
+		wg.Go(func() { errs[i] = y.syncPeer(ctx, p) })
+	}
+	for i, s := range others {
+		wg.Go(func() {
+			if err := s.syncNow(ctx); err != nil {
+				errs[len(peers)+i] = &PeerError{s.addr, "session", err}
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// syncPeer brings in what a configured peer has, over as many sessions as it
+// takes, within reason.
+func (y *syncer) syncPeer(ctx context.Context, p *peer) error {
+	const sessions = 3
+	for try := 1; ; try++ {
+		s, err := y.contact(ctx, p)
+		if errors.Is(err, ErrSelf) {
+			return nil // what is in this log is here
+		}
+		if err != nil {
+			var wrapped *PeerError
+			if !errors.As(err, &wrapped) {
+				err = &PeerError{p.addr, "dial", err}
+			}
+			return err
+		}
+		err = s.syncNow(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || y.ctx.Err() != nil || try == sessions {
+			return &PeerError{p.addr, "session", err}
+		}
+		select { // the session ended; let it
+		case <-s.done:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// contact returns the session with a peer, dialling at once if there is none.
+func (y *syncer) contact(ctx context.Context, p *peer) (*session, error) {
+	p.mu.Lock()
+	attempts := p.attempts
+	p.mu.Unlock()
+	for {
+		p.mu.Lock()
+		id, changed, over, err := p.id, p.changed, p.attempts > attempts, p.lastErr
+		p.mu.Unlock()
+		if s := y.sessionWith(id); s != nil {
+			return s, nil
+		}
+		if over && err != nil {
+			return nil, err
+		}
+		signal(p.dial)
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-y.ctx.Done():
+			return nil, context.Cause(y.ctx)
+		}
+	}
+}

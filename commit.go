@@ -29,6 +29,8 @@ type committer struct {
 	changed func(local bool) // called after each commit that added records, by the leader
 	stopped func(error)      // called once, when a write failed
 
+	pool sync.Pool // of proposals
+
 	mu      sync.Mutex  // guards the queue and who leads
 	queue   []*proposal // in order of arrival
 	leading bool
@@ -76,15 +78,18 @@ type proposal struct {
 	turn chan bool // true: take the lead; false: done, see err
 }
 
-var proposals = sync.Pool{New: func() any { return &proposal{turn: make(chan bool, 1)} }}
-
-func newProposal() *proposal { return proposals.Get().(*proposal) }
+func (c *committer) newProposal() *proposal {
+	if p, ok := c.pool.Get().(*proposal); ok {
+		return p
+	}
+	return &proposal{turn: make(chan bool, 1)}
+}
 
 // do submits the proposal, waits until it is committed, and recycles it.
 func (c *committer) do(p *proposal) error {
 	err := c.submit(p)
 	*p = proposal{turn: p.turn}
-	proposals.Put(p)
+	c.pool.Put(p)
 	return err
 }
 
@@ -92,7 +97,7 @@ func (c *committer) do(p *proposal) error {
 // what it reads and the batch that it fills, which is written if work returns
 // nil. A batch that is left empty is not written.
 func (c *committer) enter(sync bool, work func(*committer) error) error {
-	p := newProposal()
+	p := c.newProposal()
 	p.work, p.sync, p.alone = work, sync, true
 	return c.do(p)
 }

@@ -19,6 +19,7 @@ type peer struct {
 	changed  chan struct{} // closed and replaced when an attempt ended
 	attempts int           // ended, with a session or without
 	id       DatabaseID    // who answered last
+	nonce    uint64        // and which process of it
 	state    string        // while there is no session
 	next     time.Time     // when it is dialled next, while waiting
 	lastErr  error         // of the last attempt, or of the last session
@@ -42,6 +43,21 @@ func (p *peer) lastID() DatabaseID {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.id
+}
+
+// sessionOf returns the live session with the process that answered last at the
+// peer's address, whoever dialled it, or nil. A session with the same id but
+// another process may be one with a clone, or with what was there before a
+// restart: only dialling can tell.
+func (y *syncer) sessionOf(p *peer) *session {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := y.sessions[p.id]; s != nil && s.hello.nonce == p.nonce {
+		return s
+	}
+	return nil
 }
 
 func (p *peer) set(state string) {
@@ -68,7 +84,7 @@ func (p *peer) attempted() {
 func (p *peer) connected(s *session) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.id, p.lastErr = s.hello.id, nil
+	p.id, p.nonce, p.lastErr = s.hello.id, s.hello.nonce, nil
 	p.attempted()
 }
 

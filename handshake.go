@@ -55,6 +55,14 @@ func (y *syncer) greet(ctx context.Context, c *conn, own hello, addr string, dia
 	if err == nil {
 		err = y.check(own, h)
 	}
+	var record *peerRecord
+	if err == nil {
+		known := addr
+		if !dialed {
+			known = "" // the port that a peer dials from says nothing
+		}
+		record, err = y.meet(h, known)
+	}
 	if err != nil {
 		return refuse(err)
 	}
@@ -62,14 +70,6 @@ func (y *syncer) greet(ctx context.Context, c *conn, own hello, addr string, dia
 		if err := c.send(frameHello, own.append(nil)); err != nil {
 			return nil, fmt.Errorf("send hello: %w", err)
 		}
-	}
-	known := addr
-	if !dialed {
-		known = "" // the port that a peer dials from says nothing
-	}
-	record, err := y.meet(h, known)
-	if err != nil {
-		return refuse(err)
 	}
 	s := newSession(ctx, y.r, c, own, h, record, addr, dialed)
 	number := uint64(0)

@@ -134,7 +134,6 @@ func (s *session) await(from chan []byte) ([]byte, error) {
 // progressed makes known how far the pull has come.
 func (s *session) progressed(c *cursor) {
 	s.note(func() {
-		s.peerHead = max(s.peerHead, c.seen.seq)
 		switch {
 		case c.caughtUp():
 			s.state = "in sync"

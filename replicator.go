@@ -126,7 +126,7 @@ func (r *Replicator) Delete(key []byte, wo *opt.WriteOptions) error {
 }
 
 func (r *Replicator) writeOne(key, value []byte, deleted bool, wo *opt.WriteOptions) error {
-	p := newProposal()
+	p := r.commits.newProposal()
 	p.key, p.value, p.deleted = key, value, deleted
 	p.ops, p.size = 1, len(key)+len(value)
 	p.sync, p.alone = wo.GetSync(), wo.GetNoWriteMerge()
@@ -152,7 +152,7 @@ func (r *Replicator) Write(b *leveldb.Batch, wo *opt.WriteOptions) error {
 	if check.err != nil {
 		return check.err
 	}
-	p := newProposal()
+	p := r.commits.newProposal()
 	p.batch, p.ops, p.size = b, b.Len(), check.size
 	p.sync, p.alone = wo.GetSync(), wo.GetNoWriteMerge()
 	return r.propose(p)

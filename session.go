@@ -17,6 +17,8 @@ const (
 	// echoDelay is how long a peer waits to be told that all that is new here
 	// came from itself.
 	echoDelay = 200 * time.Millisecond
+	// byePatience is for how long a bye may take to be sent, or to be found.
+	byePatience = 100 * time.Millisecond
 	// maxRequestFrame bounds pulls and fetches, which carry keys.
 	maxRequestFrame = 1 << 20
 )
@@ -55,8 +57,8 @@ type session struct {
 	mu       sync.Mutex // guards what follows
 	changed  chan struct{}
 	token    uint64 // of the last ping asked for
-	answered uint64 // greatest token answered
-	peerHead uint64 // the peer's head, as last heard
+	answered uint64 // token of the last answer
+	peerHead uint64 // the peer's head, by the last answer
 	merged   uint64 // up to where the peer's log is merged here
 	state    string
 	lastGood time.Time
@@ -128,8 +130,7 @@ func (s *session) sayBye(cause error) {
 
 // sayBye sends a bye, if the connection takes it at once.
 func sayBye(c *conn, cause error) {
-	const patience = 100 * time.Millisecond
-	timer := time.AfterFunc(patience, func() { c.Close() })
+	timer := time.AfterFunc(byePatience, func() { c.Close() })
 	defer timer.Stop()
 	_ = c.send(frameBye, appendBye(nil, cause)) // the connection ends either way
 }
@@ -143,11 +144,15 @@ type connectionError struct{ error }
 func (connectionError) Is(target error) bool { return target == errConnection }
 func (e connectionError) Unwrap() error      { return e.error }
 
+// send sends a frame. If that fails, the receiving side is given the time to
+// find the bye that tells why.
 func (s *session) send(kind byte, parts ...[]byte) error {
-	if err := s.conn.send(kind, parts...); err != nil {
-		return connectionError{fmt.Errorf("send to the peer: %w", err)}
+	err := s.conn.send(kind, parts...)
+	if err == nil {
+		return nil
 	}
-	return nil
+	pause(s.ctx, byePatience)
+	return connectionError{fmt.Errorf("send to the peer: %w", err)}
 }
 
 // frameLimit is the greatest length of a frame that this side has a use for.
@@ -217,8 +222,7 @@ func (s *session) handle(kind byte, payload []byte) error {
 			return err
 		}
 		s.note(func() {
-			s.answered = max(s.answered, p.token)
-			s.peerHead = max(s.peerHead, p.head)
+			s.answered, s.peerHead = p.token, p.head
 			s.lastGood = time.Now()
 		})
 		s.pace.idle()

@@ -83,9 +83,9 @@ func (r *Replicator) Status() Status {
 	slices.SortFunc(peers, func(a, b *peer) int { return cmp.Compare(a.addr, b.addr) })
 	shown := map[DatabaseID]bool{}
 	for _, p := range peers {
-		ps := p.status()
-		ps.describe(s.Head, known[ps.ID], sessions[ps.ID])
-		shown[ps.ID] = true
+		ps, session := p.status(), y.sessionOf(p)
+		ps.describe(s.Head, known[ps.ID], session)
+		shown[ps.ID] = shown[ps.ID] || session != nil
 		s.Peers = append(s.Peers, ps)
 	}
 	configured := len(s.Peers)
@@ -124,7 +124,7 @@ func (ps *PeerStatus) describe(head uint64, record *peerRecord, s *session) {
 	var merged, peerHead uint64
 	if record != nil {
 		record.mu.Lock()
-		merged, peerHead = record.checkpoint.seq, max(record.seen.seq, record.peerHead)
+		merged, peerHead = record.checkpoint.seq, record.seen.seq
 		ps.Acknowledged = record.acknowledged.seq
 		record.mu.Unlock()
 	}

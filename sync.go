@@ -185,7 +185,7 @@ func (y *syncer) addPeer(addr string, meta Meta) error {
 func (y *syncer) keep(ctx context.Context, p *peer) {
 	signal(p.dial) // the first attempt is made at once
 	for {
-		if s := y.sessionWith(p.lastID()); s != nil {
+		if s := y.sessionOf(p); s != nil {
 			select {
 			case <-s.done:
 				p.ended(s)
@@ -197,7 +197,7 @@ func (y *syncer) keep(ctx context.Context, p *peer) {
 		if !p.pace.wait(ctx.Done(), p.dial, p.waitUntil) {
 			return
 		}
-		if y.sessionWith(p.lastID()) != nil {
+		if y.sessionOf(p) != nil {
 			continue
 		}
 		p.set("connecting")
@@ -294,13 +294,6 @@ func (y *syncer) publishWakes() {
 		wakes = append(wakes, s.wake)
 	}
 	y.wakes.Store(&wakes)
-}
-
-// sessionWith returns the live session with a peer, or nil.
-func (y *syncer) sessionWith(id DatabaseID) *session {
-	y.mu.Lock()
-	defer y.mu.Unlock()
-	return y.sessions[id]
 }
 
 // meet returns the peer's record. A peer that is new, or in a new epoch, is
@@ -493,9 +486,9 @@ func (y *syncer) contact(ctx context.Context, p *peer) (*session, error) {
 	p.mu.Unlock()
 	for {
 		p.mu.Lock()
-		id, changed, over, err := p.id, p.changed, p.attempts > attempts, p.lastErr
+		changed, over, err := p.changed, p.attempts > attempts, p.lastErr
 		p.mu.Unlock()
-		if s := y.sessionWith(id); s != nil {
+		if s := y.sessionOf(p); s != nil {
 			return s, nil
 		}
 		if over && err != nil {

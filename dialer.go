@@ -24,25 +24,6 @@ type peer struct {
 	next     time.Time     // when it is dialled next, while waiting
 	lastErr  error         // of the last attempt, or of the last session
 	lastGood time.Time
-	totals   traffic // of ended sessions
-}
-
-// traffic counts what sessions carried.
-type traffic struct {
-	bytesIn, bytesOut, recordsIn, recordsOut int64
-}
-
-func (t *traffic) add(u traffic) {
-	t.bytesIn += u.bytesIn
-	t.bytesOut += u.bytesOut
-	t.recordsIn += u.recordsIn
-	t.recordsOut += u.recordsOut
-}
-
-func (p *peer) lastID() DatabaseID {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.id
 }
 
 // sessionOf returns the live session with the process that answered last at the
@@ -80,11 +61,12 @@ func (p *peer) attempted() {
 	p.changed = make(chan struct{})
 }
 
-// connected notes that the attempt led to a session.
-func (p *peer) connected(s *session) {
+// answered notes who answered the attempt: there is a session, or is going to
+// be.
+func (p *peer) answered(h hello) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.id, p.nonce, p.lastErr = s.hello.id, s.hello.nonce, nil
+	p.id, p.nonce, p.lastErr = h.id, h.nonce, nil
 	p.attempted()
 }
 
@@ -111,7 +93,6 @@ func (p *peer) ended(s *session) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.totals.add(s.traffic())
 	p.lastErr = &PeerError{p.addr, "session", context.Cause(s.ctx)}
 	if good.After(p.lastGood) {
 		p.lastGood = good

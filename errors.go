@@ -55,7 +55,7 @@ type PeerError struct {
 }
 
 func (e *PeerError) Error() string {
-	return fmt.Sprintf("replicator: %s with peer %s: %v", e.Op, e.Addr, e.Err)
+	return fmt.Sprintf("replicator: peer %s: %s: %v", e.Addr, e.Op, e.Err)
 }
 
 func (e *PeerError) Unwrap() error { return e.Err }

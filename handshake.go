@@ -24,11 +24,14 @@ func (y *syncer) handshake(ctx context.Context, nc net.Conn, addr string, dialed
 	}
 	s, err := y.greet(ctx, c, own, addr, dialed)
 	if err != nil {
+		if s != nil {
+			s.cancel(err) // it is not going to run
+		}
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
 		y.renewIfForked(own.id, err)
-		return nil, err
+		return s, err
 	}
 	c.readTimeout += o.MaxInterval // until the peer answers the next ping
 	return s, nil
@@ -76,16 +79,17 @@ func (y *syncer) greet(ctx context.Context, c *conn, own hello, addr string, dia
 	if !s.decides() {
 		payload, err := c.expect(frameAccept)
 		if err != nil {
-			return nil, err
+			return s, err
 		}
 		r := decoder{rest: payload}
 		number = r.uvarint()
 		if err := r.finish(); err != nil || number == 0 {
-			return refuse(fmt.Errorf("%w: malformed accept", ErrProtocol))
+			return s, fmt.Errorf("%w: malformed accept", ErrProtocol)
 		}
 	}
 	if err := y.register(s, number); err != nil {
-		return refuse(err)
+		sayBye(c, err)
+		return s, err
 	}
 	return s, nil
 }

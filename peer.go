@@ -31,6 +31,30 @@ type peerRecord struct {
 	epochs []Origin
 
 	addrs []string // where the peer was met, the latest last
+
+	traffic traffic // of ended sessions, since Open
+}
+
+// traffic counts what sessions carried.
+type traffic struct {
+	bytesIn, bytesOut, recordsIn, recordsOut int64
+}
+
+// count adds what a session carried that has ended.
+func (p *peerRecord) count(t traffic) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.traffic.bytesIn += t.bytesIn
+	p.traffic.bytesOut += t.bytesOut
+	p.traffic.recordsIn += t.recordsIn
+	p.traffic.recordsOut += t.recordsOut
+}
+
+// metAt reports whether the peer answered at the address last.
+func (p *peerRecord) metAt(addr string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Contains(p.addrs, addr)
 }
 
 const (

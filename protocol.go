@@ -85,10 +85,11 @@ const (
 	byeRefused byeCode = 2 // the two do not fit together
 	byeForked  byeCode = 3 // the receiver's id is used by two lineages in turns
 	byeClock   byeCode = 4 // the receiver sent a clock out of bounds
+	byeSpare   byeCode = 5 // there is a session over another connection
 )
 
 // byeErrors are the sentinels that travel.
-var byeErrors = map[byeCode]error{byeRefused: ErrRefused, byeForked: ErrCloned, byeClock: ErrClock}
+var byeErrors = map[byeCode]error{byeRefused: ErrRefused, byeForked: ErrCloned, byeClock: ErrClock, byeSpare: errDuplicate}
 
 func appendBye(dst []byte, cause error) []byte {
 	code := byeError

@@ -17,6 +17,9 @@ const (
 	// echoDelay is how long a peer waits to be told that all that is new here
 	// came from itself.
 	echoDelay = 200 * time.Millisecond
+	// aliveWait is how long a session may take to answer before a new connection
+	// from the same process takes its place.
+	aliveWait = 2 * time.Second
 	// byePatience is for how long a bye may take to be sent, or to be found.
 	byePatience = 100 * time.Millisecond
 	// maxRequestFrame bounds pulls and fetches, which carry keys.
@@ -368,22 +371,29 @@ func (s *session) lastToken() uint64 {
 
 // syncNow returns once all that is in the peer's log now is merged here.
 func (s *session) syncNow(ctx context.Context) error {
+	var target uint64
+	known := false
+	return s.wait(ctx, func(token uint64) bool {
+		if !known && s.answered >= token {
+			known, target = true, s.peerHead
+		}
+		return known && s.merged >= target
+	})
+}
+
+// wait sends a ping, and returns when done is true of its token and the
+// session's state, or with what ended the waiting.
+func (s *session) wait(ctx context.Context, done func(token uint64) bool) error {
 	s.mu.Lock()
 	s.token++
 	token := s.token
 	s.mu.Unlock()
 	signal(s.ask)
-	var target uint64
-	known := false
 	for {
 		s.mu.Lock()
-		if !known && s.answered >= token {
-			known, target = true, s.peerHead
-		}
-		reached := known && s.merged >= target
-		changed := s.changed
+		over, changed := done(token), s.changed
 		s.mu.Unlock()
-		if reached {
+		if over {
 			return nil
 		}
 		select {
@@ -394,6 +404,16 @@ func (s *session) syncNow(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// ended reports whether the session is over, or about to be.
+func (s *session) ended() bool { return s.ctx.Err() != nil }
+
+// alive reports whether the peer answers, within reason.
+func (s *session) alive(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, aliveWait)
+	defer cancel()
+	return s.wait(ctx, func(token uint64) bool { return s.answered >= token }) == nil
 }
 
 // serve answers the peer's pulls and fetches.

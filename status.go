@@ -50,7 +50,7 @@ type PeerStatus struct {
 
 	BytesIn    int64 `json:"bytesIn"` // since Open, as are the others
 	BytesOut   int64 `json:"bytesOut"`
-	RecordsIn  int64 `json:"recordsIn"`
+	RecordsIn  int64 `json:"recordsIn"` // what was offered, also if it was here already
 	RecordsOut int64 `json:"recordsOut"`
 }
 
@@ -107,8 +107,6 @@ func (p *peer) status() PeerStatus {
 	ps := PeerStatus{
 		Addr: p.addr, Configured: true, Meta: maps.Clone(p.meta), ID: p.id, State: p.state,
 		LastSuccess: p.lastGood,
-		BytesIn:     p.totals.bytesIn, BytesOut: p.totals.bytesOut,
-		RecordsIn: p.totals.recordsIn, RecordsOut: p.totals.recordsOut,
 	}
 	if p.lastErr != nil {
 		ps.LastError = p.lastErr.Error()
@@ -122,8 +120,10 @@ func (p *peer) status() PeerStatus {
 // describe adds what the peer's record and the session with it tell.
 func (ps *PeerStatus) describe(head uint64, record *peerRecord, s *session) {
 	var merged, peerHead uint64
+	var t traffic
 	if record != nil {
 		record.mu.Lock()
+		t = record.traffic
 		merged, peerHead = record.checkpoint.seq, record.seen.seq
 		ps.Acknowledged = record.acknowledged.seq
 		record.mu.Unlock()
@@ -141,12 +141,13 @@ func (ps *PeerStatus) describe(head uint64, record *peerRecord, s *session) {
 		if s.dialed {
 			ps.DialedBy = "us"
 		}
-		t := s.traffic()
-		ps.BytesIn += t.bytesIn
-		ps.BytesOut += t.bytesOut
-		ps.RecordsIn += t.recordsIn
-		ps.RecordsOut += t.recordsOut
+		live := s.traffic()
+		t.bytesIn += live.bytesIn
+		t.bytesOut += live.bytesOut
+		t.recordsIn += live.recordsIn
+		t.recordsOut += live.recordsOut
 	}
+	ps.BytesIn, ps.BytesOut, ps.RecordsIn, ps.RecordsOut = t.bytesIn, t.bytesOut, t.recordsIn, t.recordsOut
 	ps.Behind = peerHead - min(merged, peerHead)
 	ps.Unconfirmed = head - min(ps.Acknowledged, head)
 }

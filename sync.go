@@ -176,6 +176,11 @@ func (y *syncer) addPeer(addr string, meta Meta) error {
 		changed: make(chan struct{}),
 		state:   "waiting",
 	}
+	for id, record := range y.known {
+		if record.metAt(addr) {
+			p.id = id
+		}
+	}
 	y.peers[addr] = p
 	y.wg.Go(func() { y.keep(ctx, p) })
 	return nil
@@ -212,7 +217,7 @@ func (y *syncer) keep(ctx context.Context, p *peer) {
 }
 
 // dial connects to the peer and converses until the session ends. It returns
-// nil if there was one.
+// nil if there was one, or is one over another connection.
 func (y *syncer) dial(ctx context.Context, p *peer) error {
 	o := &y.r.options
 	dialing, cancel := context.WithTimeout(ctx, o.Timeout)
@@ -230,15 +235,20 @@ func (y *syncer) converse(ctx context.Context, c net.Conn, addr string, p *peer)
 	defer c.Close()
 	logger := y.r.options.Logger
 	s, err := y.handshake(ctx, c, addr, p != nil)
-	if err != nil {
+	duplicate := errors.Is(err, errDuplicate)
+	if err != nil && !duplicate {
 		return &PeerError{addr, "handshake", err}
 	}
 	if p != nil {
-		p.connected(s)
+		p.answered(s.hello)
+	}
+	if duplicate {
+		return nil // keep finds the other session
 	}
 	logger.Info("replicator: session started", "peer", addr, "id", s.hello.id, "dialed", s.dialed)
 	err = s.run()
 	y.remove(s)
+	s.record.count(s.traffic())
 	logger.Info("replicator: session ended", "peer", addr, "id", s.hello.id, "error", err)
 	y.renewIfForked(s.own.id, err)
 	if p != nil {
@@ -247,35 +257,54 @@ func (y *syncer) converse(ctx context.Context, c net.Conn, addr string, p *peer)
 	return nil
 }
 
-var errReplaced = errors.New("replicator: another connection with this peer took over")
+var (
+	errReplaced  = errors.New("replicator: a newer connection with this peer took over")
+	errDuplicate = errors.New("replicator: there is a session with this peer already")
+)
 
 // register makes s the session with its peer, and waits until the one before it
-// has stopped merging. The side with the smaller id numbers the sessions of a
-// pair, and both keep the one with the greatest number; number is 0 there.
+// has stopped merging. The side with the smaller id decides: an older session
+// with the same process stays if it answers, and otherwise the new one is given
+// the next number. The other side, which passes that number, follows.
 func (y *syncer) register(s *session, number uint64) error {
-	y.mu.Lock()
-	if y.stopped {
-		y.mu.Unlock()
-		return ErrClosed
-	}
 	id := s.hello.id
-	before := y.sessions[id]
-	if number == 0 {
-		y.accepts++
-		number = y.accepts
-	} else if before != nil && before.hello.nonce == s.hello.nonce && before.number > number {
+	for {
+		y.mu.Lock()
+		if y.stopped {
+			y.mu.Unlock()
+			return ErrClosed
+		}
+		if s.own.id != y.id {
+			y.mu.Unlock()
+			return errRenewed // since the hello was sent
+		}
+		before := y.sessions[id]
+		same := before != nil && before.hello.nonce == s.hello.nonce
+		if same && number == 0 && !before.ended() {
+			y.mu.Unlock()
+			if before.alive(s.ctx) {
+				return errDuplicate
+			}
+			before.cancel(errReplaced)
+			continue
+		}
+		if number == 0 {
+			y.accepts++
+			number = y.accepts
+		} else if same && before.number > number {
+			y.mu.Unlock()
+			return errReplaced
+		}
+		s.number = number
+		y.sessions[id] = s
+		y.publishWakes()
 		y.mu.Unlock()
-		return errReplaced
+		if before != nil {
+			before.cancel(errReplaced)
+			<-before.done
+		}
+		return nil
 	}
-	s.number = number
-	y.sessions[id] = s
-	y.publishWakes()
-	y.mu.Unlock()
-	if before != nil {
-		before.cancel(errReplaced)
-		<-before.done
-	}
-	return nil
 }
 
 func (y *syncer) remove(s *session) {
@@ -425,43 +454,49 @@ func (r *Replicator) SyncNow(ctx context.Context) error {
 		return ErrClosed
 	}
 	peers := slices.Collect(maps.Values(y.peers))
-	var others []*session
-	for id, s := range y.sessions {
-		if !slices.ContainsFunc(peers, func(p *peer) bool { return p.lastID() == id }) {
-			others = append(others, s)
+	others := maps.Clone(y.sessions)
+	y.mu.Unlock()
+	for _, p := range peers {
+		if s := y.sessionOf(p); s != nil {
+			delete(others, s.hello.id)
 		}
 	}
-	y.mu.Unlock()
 
-	errs := make([]error, len(peers)+len(others))
+	errs := make([]error, 0, len(peers)+len(others))
+	var mu sync.Mutex // guards errs
 	var wg sync.WaitGroup
-	for i, p := range peers {
-		wg.Go(func() { errs[i] = y.syncPeer(ctx, p) })
-	}
-	for i, s := range others {
+	bring := func(addr string, session func() (*session, error)) {
 		wg.Go(func() {
-			if err := s.syncNow(ctx); err != nil {
-				errs[len(peers)+i] = &PeerError{s.addr, "session", err}
+			if err := y.bringIn(ctx, addr, session); err != nil {
+				mu.Lock()
+				errs = append(errs, err)
+				mu.Unlock()
 			}
 		})
+	}
+	for _, p := range peers {
+		bring(p.addr, func() (*session, error) { return y.contact(ctx, p) })
+	}
+	for id, s := range others {
+		bring(s.addr, func() (*session, error) { return y.successor(id, s) })
 	}
 	wg.Wait()
 	return errors.Join(errs...)
 }
 
-// syncPeer brings in what a configured peer has, over as many sessions as it
-// takes, within reason.
-func (y *syncer) syncPeer(ctx context.Context, p *peer) error {
+// bringIn merges what a peer has, over as many sessions as it takes, within
+// reason.
+func (y *syncer) bringIn(ctx context.Context, addr string, session func() (*session, error)) error {
 	const sessions = 3
 	for try := 1; ; try++ {
-		s, err := y.contact(ctx, p)
+		s, err := session()
 		if errors.Is(err, ErrSelf) {
 			return nil // what is in this log is here
 		}
 		if err != nil {
 			var wrapped *PeerError
 			if !errors.As(err, &wrapped) {
-				err = &PeerError{p.addr, "dial", err}
+				err = &PeerError{addr, "dial", err}
 			}
 			return err
 		}
@@ -470,7 +505,7 @@ func (y *syncer) syncPeer(ctx context.Context, p *peer) error {
 			return nil
 		}
 		if ctx.Err() != nil || y.ctx.Err() != nil || try == sessions {
-			return &PeerError{p.addr, "session", err}
+			return &PeerError{addr, "session", err}
 		}
 		select { // the session ended; let it
 		case <-s.done:
@@ -479,20 +514,35 @@ func (y *syncer) syncPeer(ctx context.Context, p *peer) error {
 	}
 }
 
+// successor returns the session with a peer that dialled in: s, or one that came
+// after it.
+func (y *syncer) successor(id DatabaseID, s *session) (*session, error) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if now := y.sessions[id]; now != nil {
+		return now, nil
+	}
+	return nil, &PeerError{s.addr, "session", context.Cause(s.ctx)}
+}
+
 // contact returns the session with a peer, dialling at once if there is none.
 func (y *syncer) contact(ctx context.Context, p *peer) (*session, error) {
+	const enough = 3 // attempts that were answered, but led to no session that lasts
 	p.mu.Lock()
 	attempts := p.attempts
 	p.mu.Unlock()
 	for {
 		p.mu.Lock()
-		changed, over, err := p.changed, p.attempts > attempts, p.lastErr
+		changed, ended, err := p.changed, p.attempts-attempts, p.lastErr
 		p.mu.Unlock()
 		if s := y.sessionOf(p); s != nil {
 			return s, nil
 		}
-		if over && err != nil {
+		if ended > 0 && err != nil {
 			return nil, err
+		}
+		if ended >= enough {
+			return nil, errors.New("no session lasts")
 		}
 		signal(p.dial)
 		select {

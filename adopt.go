@@ -116,7 +116,9 @@ func (a *adopter) step() (done bool, err error) {
 		for i, key := range keys {
 			if !written[string(key)] {
 				s.clock.witness(0)
-				s.appendRecords(key, versions[i])
+				s.appendRow(rowLog, key, nil, versions[i], s.head+1)
+				s.appendRow(rowIndex, key, nil, versions[i], s.head+1)
+				s.grow(1)
 				next.adopted++
 			}
 		}

@@ -173,11 +173,8 @@ func (r *Replicator) merge(c *candidates, note func(first, last uint64), progres
 				return err
 			}
 			note(s.head+1, s.head+uint64(merged))
-		}
-		for i := range c.entries {
-			if e := &c.entries[i]; c.wins[i] {
-				s.appendMerged(e.key, e.value, e.Version, c.local[i].seq)
-			}
+			s.clock.witness(greatest)
+			c.append(s)
 		}
 		if progress != nil {
 			progress(s.batch)
@@ -188,6 +185,27 @@ func (r *Replicator) merge(c *candidates, note func(first, last uint64), progres
 		return 0, err
 	}
 	return merged, nil
+}
+
+// append adds the rows of the winners, with their versions as they came, and
+// removes the log records that they supersede.
+func (c *candidates) append(s *committer) {
+	changes := 0
+	for row := range rowsOfChange {
+		changes = 0
+		for i := range c.entries {
+			if !c.wins[i] {
+				continue
+			}
+			changes++
+			e := &c.entries[i]
+			if row == rowLog {
+				s.supersede(c.local[i].seq)
+			}
+			s.appendRow(row, e.key, e.value, e.Version, s.head+uint64(changes))
+		}
+	}
+	s.grow(changes)
 }
 
 // examineAgain looks up, inside the commit section, the keys that were written

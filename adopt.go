@@ -69,7 +69,7 @@ func newAdopter(r *Replicator, op *opening) *adopter {
 	state := op.adopt
 	if op.fresh && !state.done {
 		// An empty database, the usual case, needs no pass.
-		it := userIterator(op.db, nil, nil)
+		it := newUserIterator(op.db, nil, nil)
 		state.done = !it.First() && it.Error() == nil
 		it.Release()
 	}
@@ -142,7 +142,7 @@ func (a *adopter) unindexed(progress *adoption) (keys [][]byte, versions []Versi
 	}
 	fromIndex = *tableRange(tableIndex)
 	fromIndex.Start = tableKey(nil, tableIndex, from.Start)
-	it := userIterator(a.r.db, &from, nil)
+	it := newUserIterator(a.r.db, &from, nil)
 	defer it.Release()
 	index := newWalker(a.r.db, &fromIndex)
 	defer index.release()

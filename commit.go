@@ -3,6 +3,7 @@ package replicator
 import (
 	"encoding/binary"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -45,11 +46,12 @@ type committer struct {
 	records int64  // log records in the database, including those in batch
 	keyBuf  []byte // scratch for row keys
 	rowBuf  []byte // scratch for rows
+	local   localRows
 
 	// Published after each commit, for readers.
 	visible struct {
-		head, clock atomic.Uint64
-		records     atomic.Int64
+		head, floor, clock atomic.Uint64
+		records            atomic.Int64
 	}
 	failed atomic.Pointer[error]
 }
@@ -115,6 +117,9 @@ func (c *committer) submit(p *proposal) error {
 		if lead := <-p.turn; !lead {
 			return p.err
 		}
+		if p.sync {
+			runtime.Gosched() // let those whom the last group woke join this one
+		}
 		c.mu.Lock()
 	}
 	c.leading = true
@@ -122,14 +127,10 @@ func (c *committer) submit(p *proposal) error {
 	c.mu.Unlock()
 
 	err := c.commit()
-	followers := c.group[1:]
-	for _, q := range followers {
+	for _, q := range c.group[1:] {
 		q.err = err
+		q.turn <- false
 	}
-
-	// Nothing of the commit section may be touched once somebody else leads.
-	var wake [64]*proposal
-	done := append(wake[:0], followers...)
 	c.mu.Lock()
 	if len(c.queue) > 0 {
 		c.queue[0].turn <- true
@@ -137,9 +138,6 @@ func (c *committer) submit(p *proposal) error {
 		c.leading = false
 	}
 	c.mu.Unlock()
-	for _, q := range done {
-		q.turn <- false
-	}
 	return err
 }
 
@@ -211,6 +209,7 @@ func (c *committer) flush(sync, local bool) error {
 
 func (c *committer) publish() {
 	c.visible.records.Store(c.records)
+	c.visible.floor.Store(c.floor)
 	c.visible.clock.Store(c.clock.next)
 	c.visible.head.Store(c.head)
 }
@@ -228,14 +227,15 @@ func (c *committer) write(b *leveldb.Batch, sync bool) error {
 	if sync {
 		wo = withSync
 	}
-	if err := c.db.Write(b, wo); err != nil {
-		err = fmt.Errorf("%w: %w", ErrFailed, err)
-		if c.failed.CompareAndSwap(nil, &err) && c.stopped != nil {
-			c.stopped(err)
-		}
-		return err
+	err := c.db.Write(b, wo)
+	if err == nil {
+		return nil
 	}
-	return nil
+	failure := fmt.Errorf("%w: %w", ErrFailed, err)
+	if c.failed.CompareAndSwap(nil, &failure) && c.stopped != nil {
+		c.stopped(failure)
+	}
+	return failure
 }
 
 // failure returns the error that stopped the writes, or nil.
@@ -300,12 +300,13 @@ func (c *committer) grow(changes int) {
 // appendProposal adds the changes of a caller, each with a stamp of its own.
 // Nothing is looked up: the records that they supersede stay in the log.
 func (c *committer) appendProposal(p *proposal) {
-	w := localRows{c: c}
-	for w.row = range rowsOfChange {
-		w.done = 0
+	w := &c.local
+	w.c = c
+	for row := range rowsOfChange {
+		w.row, w.done = row, 0
 		switch {
 		case p.batch != nil:
-			_ = p.batch.Replay(&w) // it was replayed before it was queued: this can't fail
+			_ = p.batch.Replay(w) // it was replayed before it was queued: this can't fail
 		case p.deleted:
 			w.Delete(p.key)
 		default:

@@ -70,7 +70,7 @@ func CheckConsistent(r *Replicator) error {
 			return fmt.Errorf("key %q: index says %v at %d, the log says %q, %v", key, record.Version, record.seq, logged, version)
 		}
 	}
-	it := userIterator(snap, nil, nil)
+	it := newUserIterator(snap, nil, nil)
 	defer it.Release()
 	for it.Next() {
 		live--

@@ -1,7 +1,6 @@
 package replicator
 
 import (
-	"bytes"
 	"sync"
 
 	"github.com/syndtr/goleveldb/leveldb"
@@ -17,55 +16,57 @@ type reader interface {
 	NewIterator(slice *util.Range, ro *opt.ReadOptions) iterator.Iterator
 }
 
-// userIterator returns an iterator over the user's keys of a range.
-func userIterator(db reader, slice *util.Range, ro *opt.ReadOptions) iterator.Iterator {
-	it := db.NewIterator(slice, ro)
-	if slice != nil &&
-		(slice.Limit != nil && bytes.Compare(slice.Limit, reservedRange.Start) <= 0 ||
-			slice.Start != nil && bytes.Compare(slice.Start, reservedRange.Limit) >= 0) {
-		return it
-	}
-	return &hidingIterator{it}
-}
-
-// hidingIterator passes over the reserved range, in both directions. It costs a
+// userIterator passes over the reserved range, in both directions. It costs a
 // look at the first byte of each key.
-type hidingIterator struct {
+type userIterator struct {
 	iterator.Iterator
+	key      []byte
+	released func() // may be nil
 }
 
-func (it *hidingIterator) forward(ok bool) bool {
-	if ok && hidden(it.Iterator.Key()) {
-		return it.Iterator.Seek(reservedRange.Limit)
+// newUserIterator returns an iterator over the user's keys of a range.
+func newUserIterator(db reader, slice *util.Range, ro *opt.ReadOptions) *userIterator {
+	return &userIterator{Iterator: db.NewIterator(slice, ro)}
+}
+
+func (it *userIterator) forward(ok bool) bool {
+	if !ok {
+		it.key = nil
+		return false
 	}
-	return ok
+	if it.key = it.Iterator.Key(); hidden(it.key) {
+		return it.forward(it.Iterator.Seek(reservedRange.Limit))
+	}
+	return true
 }
 
-func (it *hidingIterator) backward(ok bool) bool {
-	if ok && hidden(it.Iterator.Key()) {
+func (it *userIterator) backward(ok bool) bool {
+	if !ok {
+		it.key = nil
+		return false
+	}
+	if it.key = it.Iterator.Key(); hidden(it.key) {
 		// The seek can't fail: the reserved key we stand on is at or after it.
-		return it.Iterator.Seek(reservedRange.Start) && it.Iterator.Prev()
+		return it.backward(it.Iterator.Seek(reservedRange.Start) && it.Iterator.Prev())
 	}
-	return ok
+	return true
 }
 
 func hidden(key []byte) bool { return len(key) > 0 && key[0] == 0xff && isReserved(key) }
 
-func (it *hidingIterator) First() bool          { return it.forward(it.Iterator.First()) }
-func (it *hidingIterator) Next() bool           { return it.forward(it.Iterator.Next()) }
-func (it *hidingIterator) Seek(key []byte) bool { return it.forward(it.Iterator.Seek(key)) }
-func (it *hidingIterator) Last() bool           { return it.backward(it.Iterator.Last()) }
-func (it *hidingIterator) Prev() bool           { return it.backward(it.Iterator.Prev()) }
+func (it *userIterator) First() bool          { return it.forward(it.Iterator.First()) }
+func (it *userIterator) Next() bool           { return it.forward(it.Iterator.Next()) }
+func (it *userIterator) Seek(key []byte) bool { return it.forward(it.Iterator.Seek(key)) }
+func (it *userIterator) Last() bool           { return it.backward(it.Iterator.Last()) }
+func (it *userIterator) Prev() bool           { return it.backward(it.Iterator.Prev()) }
+func (it *userIterator) Key() []byte          { return it.key }
 
-// countedIterator tells the Replicator when it is released.
-type countedIterator struct {
-	iterator.Iterator
-	released func()
-}
-
-func (it *countedIterator) Release() {
+func (it *userIterator) Release() {
+	it.key = nil
 	it.Iterator.Release()
-	it.released()
+	if it.released != nil {
+		it.released()
+	}
 }
 
 // Snapshot is a frozen view of the database, as leveldb.Snapshot is. It is safe

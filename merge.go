@@ -72,7 +72,11 @@ func (r *Replicator) examine(entries []entry) (*candidates, error) {
 
 // lookupAll reads what is here under each key.
 func (r *Replicator) lookupAll(c *candidates) error {
-	index := newFinder(r.db, tableIndex, len(c.entries))
+	n := len(c.entries)
+	if n == 0 {
+		return nil
+	}
+	index := newFinder(r.db, r.db, tableIndex, n, c.entries[0].key, c.entries[n-1].key)
 	defer index.release()
 	for i := range c.entries {
 		if err := r.lookup(c, i, index); err != nil {
@@ -223,7 +227,7 @@ func (r *Replicator) examineAgain(s *committer, c *candidates) error {
 	if err != nil {
 		return err
 	}
-	index := newFinder(r.db, tableIndex, 1)
+	index := &finder{db: r.db, table: tableIndex}
 	for _, i := range again {
 		if err := r.lookup(c, i, index); err != nil {
 			return err

@@ -79,9 +79,8 @@ func (c cursor) advanceLog(p *page) (cursor, error) {
 	return c, nil
 }
 
-// pull reads the peer's log, page by page. The next page is asked for before
-// the last one is merged; when all is merged, the peer holds the pull until
-// there is something new.
+// pull reads the peer's log, page by page. When all is merged, the peer holds the
+// pull until there is something new.
 func (s *session) pull() error {
 	s.record.mu.Lock()
 	c := s.record.cursor.start()
@@ -103,13 +102,26 @@ func (s *session) pull() error {
 		if c, err = c.advance(&p); err != nil {
 			return err
 		}
-		if err := s.request(c, empty); err != nil {
-			return err
-		}
-		if err := s.mergePage(&p, c); err != nil {
+		if err := s.takePage(&p, c, empty); err != nil {
 			return err
 		}
 	}
+}
+
+// takePage merges a page and asks for the next: in a long scan first of all, so
+// that it is on its way meanwhile; at its end last of all, for the merge is what
+// somebody may be waiting for.
+func (s *session) takePage(p *page, next cursor, empty bool) error {
+	if next.caughtUp() {
+		if err := s.mergePage(p, next); err != nil {
+			return err
+		}
+		return s.request(next, empty)
+	}
+	if err := s.request(next, empty); err != nil {
+		return err
+	}
+	return s.mergePage(p, next)
 }
 
 // request asks for the next page. A replica that had nothing when the session

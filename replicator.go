@@ -242,7 +242,9 @@ func (r *Replicator) newIterator(db reader, slice *util.Range, ro *opt.ReadOptio
 		return iterator.NewEmptyIterator(ErrClosed)
 	}
 	defer r.gate.leave()
-	return &countedIterator{userIterator(db, slice, ro), r.holds.take()}
+	it := newUserIterator(db, slice, ro)
+	it.released = r.holds.take()
+	return it
 }
 
 // GetSnapshot returns a frozen view of the database. It must be released.

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/iterator"
 )
 
 const (
@@ -28,57 +30,38 @@ type pageReader struct {
 // view is one snapshot of the log: what is read from it fits together.
 type view struct {
 	*leveldb.Snapshot
+	log   iterator.Iterator // over the records that matter to the pull
 	head  position
 	floor uint64
 }
 
-// newView takes a snapshot and finds its head, given that of the log's records
-// those after a sequence are enough to look at.
+// newView takes a snapshot and finds its head. Of the log's records, those after
+// a sequence are enough to look at.
 func (p *pageReader) newView(after uint64) (*view, error) {
-	atLeast := p.r.commits.visible.head.Load()
+	published := &p.r.commits.visible
+	atLeast := published.head.Load()
 	snap, err := p.r.db.GetSnapshot()
 	if err != nil {
 		return nil, err
 	}
-	v := &view{Snapshot: snap}
-	if err := v.read(p.r.history, atLeast, after); err != nil {
-		snap.Release()
+	// Read after the snapshot was taken, the floor can only be too high.
+	v := &view{Snapshot: snap, floor: published.floor.Load()}
+	v.log = snap.NewIterator(logRange(after, math.MaxUint64-1), nil)
+	head := atLeast
+	if v.log.Last() {
+		head = rowSequence(v.log.Key())
+	}
+	v.head = p.r.history.label(head)
+	if err := v.log.Error(); err != nil {
+		v.release()
 		return nil, err
 	}
 	return v, nil
 }
 
-func (v *view) read(h history, atLeast, after uint64) error {
-	floor, err := v.uint64(metaFloor)
-	if err != nil {
-		return err
-	}
-	head := atLeast
-	it := v.NewIterator(logRange(after, ^uint64(0)-1), nil)
-	defer it.Release()
-	if it.Last() {
-		head = rowSequence(it.Key())
-	} else if stored, err := v.uint64(metaHead); err != nil {
-		return err
-	} else {
-		head = max(head, stored)
-	}
-	v.floor, v.head = floor, h.label(head)
-	return it.Error()
-}
-
-func (v *view) uint64(name string) (uint64, error) {
-	row, err := v.Get(metaKey(name), nil)
-	if err == leveldb.ErrNotFound {
-		return 0, nil
-	}
-	if err == nil && len(row) != 8 {
-		err = fmt.Errorf("%w: %s", errCorrupt, name)
-	}
-	if err != nil {
-		return 0, err
-	}
-	return binary.BigEndian.Uint64(row), nil
+func (v *view) release() {
+	v.log.Release()
+	v.Snapshot.Release()
 }
 
 // page reads what a pull asks for.
@@ -91,7 +74,7 @@ func (p *pageReader) page(q *pull) (header, body []byte, entries int, err error)
 	if err != nil {
 		return nil, nil, 0, err
 	}
-	defer v.Release()
+	defer v.release()
 	w := pageWriter{q: q, body: p.body[:0]}
 	w.page.head, w.page.floor = v.head, v.floor
 	switch {
@@ -200,9 +183,13 @@ func (p *pageReader) readLog(v *view, w *pageWriter) error {
 	}
 	w.page.reached = reached
 	slices.SortFunc(records, func(a, b logged) int { return bytes.Compare(a.key, b.key) })
-	index := newFinder(v, tableIndex, len(records))
+	n := len(records)
+	if n == 0 {
+		return nil
+	}
+	index := newFinder(v, p.r.db, tableIndex, n, records[0].key, records[n-1].key)
 	defer index.release()
-	data := newFinder(v, 0, len(records))
+	data := newFinder(v, p.r.db, 0, n, records[0].key, records[n-1].key)
 	defer data.release()
 	for _, l := range records {
 		row, err := index.get(l.key)
@@ -237,10 +224,13 @@ func (p *pageReader) readLog(v *view, w *pageWriter) error {
 // recordsBelow collects a page of records in reverse, and tells down to where
 // it read.
 func (p *pageReader) recordsBelow(v *view, below, bottom uint64) (records []logged, reached uint64, err error) {
-	it := v.NewIterator(logRange(bottom-1, below-1), nil)
-	defer it.Release()
+	it := v.log // stands on its last record
+	ok := it.Valid()
+	if ok && below <= rowSequence(it.Key()) {
+		ok = it.Seek(logKey(below)) && it.Prev()
+	}
 	size := 0
-	for ok, scanned := it.Last(), 0; ok; ok, scanned = it.Prev(), scanned+1 {
+	for scanned := 0; ok; ok, scanned = it.Prev(), scanned+1 {
 		if len(records) >= maxPageEntries || size >= maxPageBytes/2 || scanned >= maxPageScan {
 			return records, reached, it.Error()
 		}

@@ -58,19 +58,37 @@ type finder struct {
 	row   []byte
 }
 
-// fewKeys is up to how many keys single reads beat an iterator.
-const fewKeys = 4
+const (
+	// fewKeys is up to how many keys single reads beat an iterator.
+	fewKeys = 4
+	// farApart is from how many bytes of tables between two keys on they do, too.
+	farApart = 4 << 10
+)
 
-func newFinder(db reader, table byte, keys int) *finder {
+// newFinder returns a finder for a number of keys, of which the first and the
+// last tell how far they are apart. sizes measures ranges of the database.
+func newFinder(db reader, sizes sizer, table byte, keys int, first, last []byte) *finder {
 	f := &finder{db: db, table: table}
-	if keys > fewKeys {
-		var slice *util.Range
-		if table != 0 {
-			slice = tableRange(table)
-		}
-		f.walk = newWalker(db, slice)
+	if keys <= fewKeys {
+		return f
+	}
+	slice := util.Range{Start: f.rowKey(first), Limit: append(f.rowKey(last), 0)}
+	if size, err := sizes.SizeOf([]util.Range{slice}); err == nil && size.Sum()/int64(keys) < farApart {
+		f.walk = newWalker(db, &slice)
 	}
 	return f
+}
+
+// sizer is a database that knows about how many bytes its tables hold in a range.
+type sizer interface {
+	SizeOf(ranges []util.Range) (leveldb.Sizes, error)
+}
+
+func (f *finder) rowKey(key []byte) []byte {
+	if f.table == 0 {
+		return append([]byte{}, key...)
+	}
+	return tableKey(nil, f.table, key)
 }
 
 // get returns the row of a key, valid until the next call, or

@@ -128,7 +128,7 @@ func (op *opening) recognise() error {
 // checkOrder refuses a database whose comparer does not sort by bytes, which
 // can only be seen by writing to it.
 func (op *opening) checkOrder() error {
-	probes := [][]byte{metaKey("a"), metaKey("ab"), metaKey("b\x00"), metaKey("b\xff")}
+	probes := [][]byte{metaKey("A"), metaKey("a"), metaKey("ab"), metaKey("b\x00"), metaKey("b\xff")}
 	var put, remove leveldb.Batch
 	for _, key := range probes {
 		put.Put(key, nil)

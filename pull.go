@@ -10,10 +10,11 @@ import (
 )
 
 const (
-	// inlineSize is up to which size values are sent along. In a mesh each of
-	// them arrives from every neighbour, so it is small.
+	// inlineSize is up to which size values are sent along, at most. In a mesh
+	// each of them arrives from every neighbour, so it is small.
 	inlineSize = 1 << 10
-	// firstInlineSize is the same for a replica that has nothing yet.
+	// firstInlineSize is the same for a full pull: a replica that has nothing
+	// yet asks for it.
 	firstInlineSize = 64 << 10
 )
 

@@ -75,7 +75,10 @@ func (p *pageReader) page(q *pull) (header, body []byte, entries int, err error)
 		return nil, nil, 0, err
 	}
 	defer v.release()
-	w := pageWriter{q: q, body: p.body[:0]}
+	w := pageWriter{q: q, inline: min(q.inline, inlineSize), body: p.body[:0]}
+	if q.scan == scanFull {
+		w.inline = min(q.inline, firstInlineSize)
+	}
 	w.page.head, w.page.floor = v.head, v.floor
 	switch {
 	case !p.r.history.knows(&q.cursor, v.head.seq):
@@ -103,6 +106,7 @@ func (h history) knows(c *cursor, head uint64) bool {
 type pageWriter struct {
 	page    page
 	q       *pull
+	inline  uint64 // values up to this size are sent along
 	body    []byte
 	entries int
 	origin  Origin
@@ -111,7 +115,7 @@ type pageWriter struct {
 // add appends an entry; the value is sent along if it is small.
 func (w *pageWriter) add(key []byte, v Version, value []byte) {
 	e := entry{key: key, Version: v, value: value}
-	if !v.Deleted && (uint64(len(value)) > w.q.inline || v.adopted() && !w.q.adopts) {
+	if !v.Deleted && (uint64(len(value)) > w.inline || v.adopted() && !w.q.adopts) {
 		e.absent, e.size, e.hash = true, uint64(len(value)), valueHash(value)
 	}
 	w.body = appendEntry(w.body, &e, w.origin)

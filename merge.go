@@ -33,6 +33,10 @@ type candidates struct {
 	local   []local
 	wins    []bool
 	head    uint64 // the lookups saw at least every record up to here
+
+	// adopting says that a key without an index record may hold an old value. It
+	// is read before the lookups: adoption can end between them.
+	adopting bool
 }
 
 // lookup reads a key's index record, or returns leveldb.ErrNotFound.
@@ -48,10 +52,11 @@ func lookup(db reader, key []byte) (indexRecord, error) {
 // what is here, and rejects clocks that are out of bounds.
 func (r *Replicator) examine(entries []entry) (*candidates, error) {
 	c := &candidates{
-		entries: entries,
-		local:   make([]local, len(entries)),
-		wins:    make([]bool, len(entries)),
-		head:    r.commits.visible.head.Load(),
+		entries:  entries,
+		local:    make([]local, len(entries)),
+		wins:     make([]bool, len(entries)),
+		adopting: r.adopter.running(),
+		head:     r.commits.visible.head.Load(),
 	}
 	limit := min(r.commits.visible.clock.Load()+maxClockLead, maxClock)
 	for i := range entries {
@@ -107,7 +112,7 @@ func (r *Replicator) lookup(c *candidates, i int, index *finder) error {
 
 // lookupUnadopted treats a key that adoption has yet to take in as if it had.
 func (r *Replicator) lookupUnadopted(c *candidates, i int) error {
-	if !r.adopter.running() {
+	if !c.adopting {
 		return nil
 	}
 	value, err := r.db.Get(c.entries[i].key, nil)

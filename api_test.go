@@ -439,7 +439,7 @@ func TestOpenFileOwnsTheHandle(t *testing.T) {
 	db, err := leveldb.OpenFile(path, nil)
 	require.NoError(t, err, "the handle of a failed OpenFile is closed")
 	defer db.Close()
-	value, err := wrap(t, db, nil).Get([]byte("key"), nil)
+	value, err := db.Get([]byte("key"), nil)
 	require.NoError(t, err)
 	require.Equal(t, "value", string(value))
 }

@@ -11,7 +11,8 @@ import (
 type peer struct {
 	addr   string
 	pace   *schedule
-	dial   chan struct{} // dial now
+	dial   chan struct{}   // dial now
+	ctx    context.Context // done when the peer is removed, or all ends
 	cancel context.CancelCauseFunc
 
 	mu       sync.Mutex // guards what follows

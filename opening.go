@@ -1,6 +1,7 @@
 package replicator
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
@@ -24,6 +25,7 @@ const (
 	metaClean    = "clean"    // exact clock and number of log records at a clean close
 	metaBoot     = "boot"     // boot id of the machine at the last opening
 	metaAdoption = "adoption" // progress of the adoption
+	metaProbe    = "probe "   // prefix of what checkOrder writes, and removes
 )
 
 const storageFormat = 1
@@ -107,6 +109,10 @@ func (op *opening) recognise() error {
 	defer it.Release()
 	for ok := it.First(); ok; {
 		key := it.Key()
+		if format == nil && bytes.HasPrefix(key, metaKey(metaProbe)) {
+			ok = it.Next() // of a first opening that was cut off
+			continue
+		}
 		if format == nil || len(key) <= len(reserved) || !strings.Contains(tables, string(key[len(reserved)])) {
 			return fmt.Errorf("%w: open: found foreign key %q", ErrReserved, key)
 		}
@@ -128,7 +134,10 @@ func (op *opening) recognise() error {
 // checkOrder refuses a database whose comparer does not sort by bytes, which
 // can only be seen by writing to it.
 func (op *opening) checkOrder() error {
-	probes := [][]byte{metaKey("A"), metaKey("a"), metaKey("ab"), metaKey("b\x00"), metaKey("b\xff")}
+	var probes [][]byte
+	for _, name := range []string{"A", "a", "ab", "b\x00", "b\xff"} {
+		probes = append(probes, metaKey(metaProbe+name))
+	}
 	var put, remove leveldb.Batch
 	for _, key := range probes {
 		put.Put(key, nil)

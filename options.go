@@ -149,6 +149,14 @@ func (o *Options) checkPeer(addr string) error {
 	return requireLoopback(addr)
 }
 
+// dial connects to a peer.
+func (o *Options) dial(ctx context.Context, addr string) (net.Conn, error) {
+	if o.Dial != nil {
+		return o.Dial(ctx, addr)
+	}
+	return new(net.Dialer).DialContext(ctx, "tcp", addr)
+}
+
 // requireLoopback refuses an address that plain TCP would expose.
 func requireLoopback(addr string) error {
 	host, _, err := net.SplitHostPort(addr)
@@ -175,11 +183,6 @@ func (o *Options) withDefaults() Options {
 	setDefault(&c.MaxValueSize, defaultMaxValueSize)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	if c.Dial == nil {
-		c.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", addr)
-		}
 	}
 	if c.bootID == nil {
 		c.bootID = machineBootID

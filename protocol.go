@@ -86,10 +86,11 @@ const (
 	byeForked  byeCode = 3 // the receiver's id is used by two lineages in turns
 	byeClock   byeCode = 4 // the receiver sent a clock out of bounds
 	byeSpare   byeCode = 5 // there is a session over another connection
+	byeSelf    byeCode = 6 // the receiver has reached itself
 )
 
 // byeErrors are the sentinels that travel.
-var byeErrors = map[byeCode]error{byeRefused: ErrRefused, byeForked: ErrCloned, byeClock: ErrClock, byeSpare: errDuplicate}
+var byeErrors = map[byeCode]error{byeRefused: ErrRefused, byeForked: ErrCloned, byeClock: ErrClock, byeSpare: errDuplicate, byeSelf: ErrSelf}
 
 func appendBye(dst []byte, cause error) []byte {
 	code := byeError

@@ -87,11 +87,12 @@ func (s *session) pull() error {
 	c := s.record.cursor.start()
 	s.record.mu.Unlock()
 	empty := s.r.commits.visible.head.Load() == 0 && !s.r.adopter.running()
-	if err := s.request(c, empty); err != nil {
+	// The first page shows that the peer's log is still the one that the cursor
+	// is of, so it is not waited for something new.
+	if err := s.request(c, empty, false); err != nil {
 		return err
 	}
 	for {
-		s.progressed(&c)
 		payload, err := s.await(s.pages)
 		if err != nil {
 			return err
@@ -106,6 +107,7 @@ func (s *session) pull() error {
 		if err := s.takePage(&p, c, empty); err != nil {
 			return err
 		}
+		s.progressed(&c)
 	}
 }
 
@@ -117,9 +119,9 @@ func (s *session) takePage(p *page, next cursor, empty bool) error {
 		if err := s.mergePage(p, next); err != nil {
 			return err
 		}
-		return s.request(next, empty)
+		return s.request(next, empty, true)
 	}
-	if err := s.request(next, empty); err != nil {
+	if err := s.request(next, empty, true); err != nil {
 		return err
 	}
 	return s.mergePage(p, next)
@@ -127,8 +129,8 @@ func (s *session) takePage(p *page, next cursor, empty bool) error {
 
 // request asks for the next page. A replica that had nothing when the session
 // began wants almost all values sent along.
-func (s *session) request(c cursor, empty bool) error {
-	q := pull{cursor: c, wait: true, inline: inlineSize}
+func (s *session) request(c cursor, empty, wait bool) error {
+	q := pull{cursor: c, wait: wait, inline: inlineSize}
 	if empty && c.scan == scanFull {
 		q.inline, q.adopts = firstInlineSize, true
 	}

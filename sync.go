@@ -170,7 +170,7 @@ func (y *syncer) addPeer(addr string, meta Meta) error {
 	o := &y.r.options
 	ctx, cancel := context.WithCancelCause(y.ctx)
 	p := &peer{
-		addr: addr, meta: maps.Clone(meta), cancel: cancel,
+		addr: addr, meta: maps.Clone(meta), ctx: ctx, cancel: cancel,
 		pace:    newSchedule(o.MinInterval, o.MaxInterval),
 		dial:    make(chan struct{}, 1),
 		changed: make(chan struct{}),
@@ -222,7 +222,7 @@ func (y *syncer) dial(ctx context.Context, p *peer) error {
 	o := &y.r.options
 	dialing, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
-	c, err := o.Dial(dialing, p.addr)
+	c, err := o.dial(dialing, p.addr)
 	if err != nil {
 		return &PeerError{p.addr, "dial", err}
 	}
@@ -549,8 +549,8 @@ func (y *syncer) contact(ctx context.Context, p *peer) (*session, error) {
 		case <-changed:
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		case <-y.ctx.Done():
-			return nil, context.Cause(y.ctx)
+		case <-p.ctx.Done():
+			return nil, context.Cause(p.ctx)
 		}
 	}
 }

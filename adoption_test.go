@@ -1,0 +1,404 @@
+package replicator_test
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/level-replicator/replicator"
+	"github.com/stretchr/testify/require"
+	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/opt"
+	"github.com/syndtr/goleveldb/leveldb/storage"
+)
+
+// fillDisk puts values into a database, as a program without a Replicator would.
+func fillDisk(t *testing.T, disk *simDisk, values map[string]string) {
+	db, err := leveldb.Open(disk, &opt.Options{DisableLargeBatchTransaction: true})
+	require.NoError(t, err)
+	var b leveldb.Batch
+	for key, value := range values {
+		b.Put([]byte(key), []byte(value))
+	}
+	require.NoError(t, db.Write(&b, &opt.WriteOptions{Sync: true}))
+	require.NoError(t, db.Close())
+}
+
+// slowDown makes every write to the journal take some time, and adoption with it.
+// The database must not get to its next journal, which goleveldb begins under a
+// mutex, for time does not pass in a bubble while somebody waits for one.
+func slowDown(disk *simDisk) {
+	disk.SetFault(func(op simOp, fd storage.FileDesc, _ int64) error {
+		if op == simWrite && fd.Type == storage.TypeJournal {
+			time.Sleep(50 * time.Millisecond)
+		}
+		return nil
+	})
+}
+
+// openNode opens a node with changed options, and a large write buffer.
+func openNode(n *node, change func(o *replicator.Options)) {
+	var err error
+	n.db, err = leveldb.Open(n.disk, &opt.Options{WriteBuffer: 16 << 20, DisableLargeBatchTransaction: true})
+	require.NoError(n.c.t, err)
+	o := n.options()
+	change(o)
+	n.r, err = replicator.Open(n.db, o)
+	require.NoError(n.c.t, err)
+}
+
+// openSlowly opens a node on a disk that is slow.
+func openSlowly(n *node) {
+	slowDown(n.disk)
+	openNode(n, func(*replicator.Options) {})
+}
+
+// until waits for a condition, for at most a minute of a bubble's time.
+func until(t testing.TB, what string, condition func() bool) {
+	for range 6000 {
+		if condition() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	require.FailNow(t, "it did not happen: "+what)
+}
+
+func (n *node) adopted() bool { return n.r.Status().Adoption.Done }
+
+func numbered(prefix string, count int, value string) map[string]string {
+	values := map[string]string{}
+	for i := range count {
+		values[fmt.Sprintf("%s%05d", prefix, i)] = fmt.Sprintf("%s of %d", value, i)
+	}
+	return values
+}
+
+// incompressible is a value that is too large to be sent along.
+func incompressible(rng *rand.Rand, size int) string {
+	b := make([]byte, size)
+	for i := range b {
+		b[i] = byte(rng.Uint32())
+	}
+	return string(b)
+}
+
+// adoptedOrigin is what stands for an origin in the stamp of an adopted key.
+func adoptedOrigin(value string) replicator.Origin {
+	sum := sha256.Sum256([]byte(value))
+	return replicator.Origin(binary.BigEndian.Uint64(sum[:]) &^ (1 << 63))
+}
+
+func TestAdoptionReachesAnEmptyPeer(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 2)
+		defer c.close()
+		c.link(0, 1)
+		values := numbered("key", 3000, "value")
+		maps.Copy(values, map[string]string{
+			"": "empty key", "empty value": "", "\xff": "below", "\xff\xff": "above the reserved range",
+			"large": incompressible(c.rng, 200<<10), strings.Repeat("k", replicator.MaxKeySize): "long key",
+		})
+		fillDisk(t, c.nodes[0].disk, values)
+		c.open()
+		c.converge()
+		for _, n := range c.nodes {
+			require.Equal(t, values, n.state().values)
+			require.EqualValues(t, len(values), n.r.Status().Head)
+		}
+		require.Equal(t, replicator.AdoptionStatus{Done: true, Adopted: uint64(len(values))}, c.nodes[0].r.Status().Adoption)
+		require.Equal(t, replicator.AdoptionStatus{Done: true}, c.nodes[1].r.Status().Adoption)
+		for key, version := range c.nodes[1].state().versions {
+			require.Equal(t, replicator.Stamp{Origin: adoptedOrigin(values[key])}, version.Stamp, "clock 0 and a hash of the value")
+		}
+	})
+}
+
+func TestAdoptionOfTheSameCopySendsNoValues(t *testing.T) {
+	for name, meet := range map[string]func(c *cluster){
+		"met while adopting": func(c *cluster) { c.open() },
+		"met afterwards": func(c *cluster) {
+			c.net.Partition([]string{"n0"}, []string{"n1"})
+			c.open()
+			for _, n := range c.nodes {
+				until(c.t, "adoption ends", n.adopted)
+			}
+			c.net.Heal()
+		},
+		"one adopted long ago": func(c *cluster) {
+			c.nodes[0].open()
+			until(c.t, "adoption ends", c.nodes[0].adopted)
+			c.nodes[1].open()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				c := newCluster(t, 1, 2).mesh()
+				defer c.close()
+				const keys = 100
+				values := map[string]string{}
+				for i := range keys {
+					values[fmt.Sprint("key", i)] = incompressible(c.rng, 20<<10)
+				}
+				fillDisk(t, c.nodes[0].disk, values)
+				c.nodes[1].disk = c.nodes[0].disk.Copy()
+				meet(c)
+				c.converge()
+				require.Equal(t, values, c.nodes[1].state().values)
+				sent := c.net.Bytes("n0", "n1") + c.net.Bytes("n1", "n0")
+				require.Less(t, sent, int64(2*keys*50+4000), "for %d values of 20 KiB", keys)
+			})
+		})
+	}
+}
+
+func TestAdoptionPicksOneOfDifferentOldValues(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 3)
+		defer c.close()
+		c.link(0, 1)
+		c.link(1, 2)
+		want := map[string]string{}
+		var old [3]map[string]string
+		for i := range old {
+			old[i] = numbered("key", 60, fmt.Sprint("value ", i))
+			for key, value := range old[i] {
+				if i == 2 { // some of them too large to be sent along
+					value += strings.Repeat("x", len(key)*c.rng.IntN(2)*1000)
+					old[i][key] = value
+				}
+				if adoptedOrigin(value) > adoptedOrigin(want[key]) || want[key] == "" {
+					want[key] = value
+				}
+			}
+			fillDisk(t, c.nodes[i].disk, old[i])
+		}
+		c.open()
+		c.converge()
+		require.Equal(t, want, c.nodes[0].state().values)
+	})
+}
+
+func TestAdoptionLosesToRealWrites(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 2)
+		defer c.close()
+		old := numbered("key", 50, "old")
+		fillDisk(t, c.nodes[0].disk, old)
+		c.open()
+		until(t, "adoption ends", c.nodes[0].adopted)
+		// The first change of a new database has clock 0, as adopted keys have.
+		c.nodes[1].put("key00007", "new")
+		version, err := c.nodes[1].r.Version([]byte("key00007"))
+		require.NoError(t, err)
+		require.Zero(t, version.Clock)
+		c.nodes[1].delete("key00008")
+		require.NoError(t, c.nodes[0].r.AddPeer("n1", nil))
+		c.converge()
+		old["key00007"] = "new"
+		delete(old, "key00008")
+		require.Equal(t, old, c.nodes[0].state().values)
+	})
+}
+
+// TestAdoptionComparesKeysNotAdoptedYet lets entries of a peer arrive while
+// adoption is far from their keys.
+func TestAdoptionComparesKeysNotAdoptedYet(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 2)
+		defer c.close()
+		c.link(0, 1)
+		n0, n1 := c.nodes[0], c.nodes[1]
+		here, there := numbered("a", 10_000, "before"), numbered("z", 40, "there")
+		want, pending := maps.Clone(here), map[string]bool{}
+		for key := range there {
+			here[key] = "here, " + key
+			want[key] = there[key]
+			if adoptedOrigin(here[key]) > adoptedOrigin(there[key]) {
+				want[key], pending[key] = here[key], true
+			}
+		}
+		same := incompressible(c.rng, 500<<10)
+		for _, m := range []map[string]string{here, there, want} {
+			m["z same"] = same
+		}
+		here["z real"], want["z real"] = "old", "real"
+		here["z deleted"] = "old"
+		fillDisk(t, n0.disk, here)
+		fillDisk(t, n1.disk, there)
+		n1.open()
+		until(t, "adoption ends", n1.adopted)
+		n1.put("z real", "real")
+		n1.delete("z deleted")
+
+		openSlowly(n0)
+		require.NoError(t, n0.sync())
+		require.False(t, n0.adopted(), "the test wants it to be under way")
+		require.Equal(t, want, n0.state().values)
+		require.NotEmpty(t, pending)
+		for key := range pending {
+			_, err := n0.r.Version([]byte(key))
+			require.True(t, err == leveldb.ErrNotFound, "%s: %v", key, err)
+		}
+		require.Less(t, c.net.Bytes("n1", "n0"), int64(len(same)/2), "a value that is here is not sent")
+
+		n0.disk.SetFault(nil)
+		until(t, "adoption ends", n0.adopted)
+		c.converge()
+		require.Equal(t, want, n1.state().values)
+	})
+}
+
+func TestAdoptionSkipsWhatIsTooLarge(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 2)
+		defer c.close()
+		c.link(1, 0)
+		values := map[string]string{"a": "small", "limit": strings.Repeat("x", 1000), "z": "small"}
+		all := maps.Clone(values)
+		all["large"] = strings.Repeat("x", 1001)
+		all[strings.Repeat("k", replicator.MaxKeySize+1)] = "long key"
+		fillDisk(t, c.nodes[0].disk, all)
+		for _, n := range c.nodes {
+			openNode(n, func(o *replicator.Options) { o.MaxValueSize = 1000 })
+		}
+		until(t, "adoption ends", c.nodes[0].adopted)
+		require.Equal(t, replicator.AdoptionStatus{Done: true, Adopted: 3, Skipped: 2}, c.nodes[0].r.Status().Adoption)
+		require.NoError(t, c.nodes[1].sync())
+		require.Equal(t, values, c.nodes[1].state().values)
+		require.Equal(t, all, c.nodes[0].state().values, "what is skipped stays")
+	})
+}
+
+func TestSkipAdoption(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 2)
+		defer c.close()
+		c.link(0, 1)
+		n0, n1 := c.nodes[0], c.nodes[1]
+		fillDisk(t, n0.disk, map[string]string{"left alone": "old", "replaced": "old", "rewritten": "old", "deleted": "old"})
+		n1.open()
+		n1.put("replaced", "new")
+		n1.delete("deleted")
+		openNode(n0, func(o *replicator.Options) { o.SkipAdoption = true })
+		n0.put("rewritten", "new")
+		require.NoError(t, n0.sync())
+		require.NoError(t, n1.sync())
+		require.Equal(t, map[string]string{"left alone": "old", "replaced": "new", "rewritten": "new"}, n0.state().values)
+		require.Equal(t, map[string]string{"replaced": "new", "rewritten": "new"}, n1.state().values)
+		require.Zero(t, n0.r.Status().Adoption.Adopted)
+		require.False(t, n0.adopted())
+
+		n0.close()
+		n0.open() // without the option, what is left is taken in
+		c.converge()
+		require.Equal(t, map[string]string{"left alone": "old", "replaced": "new", "rewritten": "new"}, n1.state().values)
+		require.Equal(t, replicator.AdoptionStatus{Done: true, Adopted: 1}, n0.r.Status().Adoption)
+	})
+}
+
+func TestAdoptionResumes(t *testing.T) {
+	for name, restart := range map[string]func(n *node){"closed": (*node).close, "killed": (*node).kill} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				c := newCluster(t, 1, 1)
+				defer c.close()
+				n := c.nodes[0]
+				const keys = 10_000
+				fillDisk(t, n.disk, numbered("key", keys, "value"))
+				adopted := uint64(0)
+				for range 3 {
+					openSlowly(n)
+					require.GreaterOrEqual(t, n.r.Status().Adoption.Adopted, adopted, "it goes on where it was")
+					until(t, "adoption goes on", func() bool { return n.r.Status().Adoption.Adopted > adopted })
+					adopted = n.r.Status().Adoption.Adopted
+					require.Less(t, adopted, uint64(keys/2))
+					n.disk.SetFault(nil)
+					restart(n)
+				}
+				// A key that is put behind its back is passed over.
+				fillDisk(t, n.disk, map[string]string{"a": "late"})
+				n.open()
+				until(t, "adoption ends", n.adopted)
+				require.Equal(t, replicator.AdoptionStatus{Done: true, Adopted: keys}, n.r.Status().Adoption)
+				require.EqualValues(t, keys, n.r.Status().LogRecords, "each key once")
+				_, err := n.r.Version([]byte("a"))
+				require.True(t, err == leveldb.ErrNotFound, err)
+			})
+		})
+	}
+}
+
+func TestAdoptionStartsOver(t *testing.T) {
+	for _, done := range []bool{false, true} {
+		t.Run(fmt.Sprint("after it was done: ", done), func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				c := newCluster(t, 1, 1)
+				defer c.close()
+				n := c.nodes[0]
+				const keys = 5000
+				fillDisk(t, n.disk, numbered("key", keys, "value"))
+				openSlowly(n)
+				until(t, "adoption begins", func() bool { return n.r.Status().Adoption.Adopted > 1000 && (!done || n.adopted()) })
+				require.Equal(t, done, n.adopted())
+				n.disk.SetFault(nil)
+				n.powerCut()
+				fillDisk(t, n.disk, map[string]string{"a": "late"})
+				n.open()
+				until(t, "adoption ends", n.adopted)
+				require.Len(t, n.state().versions, keys+1)
+				require.NoError(t, replicator.CheckConsistent(n.r))
+				version, err := n.r.Version([]byte("a"))
+				require.NoError(t, err)
+				require.Equal(t, adoptedOrigin("late"), version.Origin)
+			})
+		})
+	}
+}
+
+// TestFirstOpeningIsKilled kills the process at every operation on the disk while
+// a database is wrapped for the first time.
+func TestFirstOpeningIsKilled(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, 1, 1)
+		defer c.close()
+		n := c.nodes[0]
+		values := numbered("key", 100, "value")
+		fillDisk(t, n.disk, values)
+		db, err := leveldb.Open(n.disk, nil)
+		require.NoError(t, err)
+		var killed []*simDisk // under the database's write lock
+		n.disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
+			if op == simWrite || op == simSync {
+				killed = append(killed, n.disk.Copy())
+			}
+			return nil
+		})
+		r, err := replicator.Open(db, n.options())
+		require.NoError(t, err)
+		until(t, "adoption ends", func() bool { return r.Status().Adoption.Done })
+		n.disk.SetFault(nil)
+		require.NoError(t, r.Close())
+		require.NoError(t, db.Close())
+		require.Greater(t, len(killed), 3)
+		for i, disk := range killed {
+			n.disk = disk
+			db, err := leveldb.Open(n.disk, nil)
+			require.NoError(t, err)
+			r, err := replicator.Open(db, n.options())
+			if err != nil {
+				db.Close()
+			}
+			require.NoError(t, err, "killed before operation %d of %d", i+1, len(killed))
+			n.db, n.r = db, r
+			until(t, "adoption ends", n.adopted)
+			require.Len(t, n.state().versions, len(values))
+			n.close()
+		}
+	})
+}

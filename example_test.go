@@ -1,0 +1,201 @@
+package replicator_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+
+	"github.com/level-replicator/replicator"
+	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/util"
+)
+
+// check ends the example; a program would return the error.
+func check(err error) {
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+// exampleReplica opens a replica of its own folder, that listens on loopback and
+// dials the given peers. The caller closes it with done.
+func exampleReplica(peers ...string) (r *replicator.Replicator, done func()) {
+	dir, err := os.MkdirTemp("", "replica")
+	check(err)
+	o := &replicator.Options{Listen: "127.0.0.1:0", Peers: map[string]replicator.Meta{}}
+	for _, addr := range peers {
+		o.Peers[addr] = nil
+	}
+	r, err = replicator.OpenFile(dir, nil, o)
+	check(err)
+	return r, func() {
+		check(r.Close())
+		check(os.RemoveAll(dir))
+	}
+}
+
+// Two servers wrap their databases. What is written on either is read on both.
+func ExampleOpen() {
+	dir, err := os.MkdirTemp("", "replicator")
+	check(err)
+	defer os.RemoveAll(dir)
+
+	db1, err := leveldb.OpenFile(filepath.Join(dir, "1"), nil)
+	check(err)
+	defer db1.Close()
+	server1, err := replicator.Open(db1, &replicator.Options{Listen: "127.0.0.1:0"})
+	check(err)
+	defer server1.Close()
+
+	db2, err := leveldb.OpenFile(filepath.Join(dir, "2"), nil)
+	check(err)
+	defer db2.Close()
+	server2, err := replicator.Open(db2, &replicator.Options{
+		Peers: map[string]replicator.Meta{server1.Addr().String(): {"name": "server 1"}},
+	})
+	check(err)
+	defer server2.Close()
+
+	check(server1.Put([]byte("from 1"), []byte("hello"), nil))
+	check(server2.Put([]byte("from 2"), []byte("hello, too"), nil))
+
+	// It happens by itself. SyncNow waits until what peers have now is here.
+	check(server2.SyncNow(context.Background()))
+	check(server1.SyncNow(context.Background()))
+
+	value, err := server2.Get([]byte("from 1"), nil)
+	check(err)
+	fmt.Printf("server 2 has %q\n", value)
+	value, err = server1.Get([]byte("from 2"), nil)
+	check(err)
+	fmt.Printf("server 1 has %q\n", value)
+	// Output:
+	// server 2 has "hello"
+	// server 1 has "hello, too"
+}
+
+// Without a handle of its own a program has OpenFile open the database, with safe
+// settings, and Close close it.
+func ExampleOpenFile() {
+	dir, err := os.MkdirTemp("", "replicator")
+	check(err)
+	defer os.RemoveAll(dir)
+
+	r, err := replicator.OpenFile(filepath.Join(dir, "data"), nil, nil)
+	check(err)
+	check(r.Put([]byte("key"), []byte("value"), nil))
+	check(r.Close())
+
+	r, err = replicator.OpenFile(filepath.Join(dir, "data"), nil, nil)
+	check(err)
+	defer r.Close()
+	value, err := r.Get([]byte("key"), nil)
+	check(err)
+	fmt.Printf("%s\n", value)
+	_, err = r.Get([]byte("absent"), nil)
+	fmt.Println(err == leveldb.ErrNotFound)
+	// Output:
+	// value
+	// true
+}
+
+// A batch is applied as a whole.
+func ExampleReplicator_Write() {
+	r, done := exampleReplica()
+	defer done()
+	check(r.Put([]byte("stock/apples"), []byte("7"), nil))
+
+	var b leveldb.Batch
+	b.Delete([]byte("stock/apples"))
+	b.Put([]byte("stock/pears"), []byte("3"))
+	b.Put([]byte("sold/1"), []byte("7 apples"))
+	check(r.Write(&b, nil))
+
+	has, err := r.Has([]byte("stock/apples"), nil)
+	check(err)
+	sold, err := r.Get([]byte("sold/1"), nil)
+	check(err)
+	fmt.Printf("apples: %v, sold: %s\n", has, sold)
+	// Output:
+	// apples: false, sold: 7 apples
+}
+
+// A peer is added while the program runs.
+func ExampleReplicator_AddPeer() {
+	old, closeOld := exampleReplica()
+	defer closeOld()
+	check(old.Put([]byte("key"), []byte("value"), nil))
+
+	added, closeAdded := exampleReplica()
+	defer closeAdded()
+	check(added.AddPeer(old.Addr().String(), replicator.Meta{"name": "the old server"}))
+	check(added.SyncNow(context.Background()))
+
+	value, err := added.Get([]byte("key"), nil)
+	check(err)
+	fmt.Printf("%s\n", value)
+	// Output:
+	// value
+}
+
+// Status tells how it goes, with every peer.
+func ExampleReplicator_Status() {
+	a, closeA := exampleReplica()
+	defer closeA()
+	b, closeB := exampleReplica(a.Addr().String())
+	defer closeB()
+	check(a.Put([]byte("key"), []byte("value"), nil))
+	check(b.SyncNow(context.Background()))
+
+	status := b.Status()
+	fmt.Println("records in the log:", status.LogRecords)
+	for _, peer := range status.Peers {
+		fmt.Printf("peer: %s, %d records behind, dialled by %s\n", peer.State, peer.Behind, peer.DialedBy)
+	}
+	// Output:
+	// records in the log: 1
+	// peer: in sync, 0 records behind, dialled by us
+}
+
+// Replicas with equal digests hold the same keys, values and stamps.
+func ExampleReplicator_Digest() {
+	a, closeA := exampleReplica()
+	defer closeA()
+	b, closeB := exampleReplica(a.Addr().String())
+	defer closeB()
+	check(a.Put([]byte("key"), []byte("value"), nil))
+	check(b.SyncNow(context.Background()))
+
+	digestA, err := a.Digest()
+	check(err)
+	digestB, err := b.Digest()
+	check(err)
+	fmt.Println(digestA.Keys, digestA.Bytes, digestA == digestB)
+	// Output:
+	// 1 8 true
+}
+
+// An iterator goes over the keys with a prefix, in both directions.
+func ExampleReplicator_NewIterator() {
+	r, done := exampleReplica()
+	defer done()
+	for _, key := range []string{"fruit/apple", "fruit/pear", "nut/hazel"} {
+		check(r.Put([]byte(key), []byte("1 kg"), nil))
+	}
+
+	it := r.NewIterator(util.BytesPrefix([]byte("fruit/")), nil)
+	defer it.Release()
+	for it.Next() {
+		fmt.Printf("%s: %s\n", it.Key(), it.Value())
+	}
+	if it.Last() {
+		fmt.Printf("the last is %s\n", it.Key())
+	}
+	check(it.Error())
+	// Output:
+	// fruit/apple: 1 kg
+	// fruit/pear: 1 kg
+	// the last is fruit/pear
+}

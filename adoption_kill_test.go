@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
+	"slices"
 	"testing"
 	"time"
 
@@ -31,13 +33,22 @@ type killReport struct {
 	Arrived uint64 // keys at the target
 }
 
+// adoptedKeys is how many keys there are: with the race detector, which makes
+// goleveldb ten times slower, a few less.
+var adoptedKeys = func() uint64 {
+	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		return 20_000
+	}
+	return 100_000
+}()
+
 var killMoments = []struct {
 	name    string
 	reached func(killReport) bool
 }{
-	{"early in adoption", func(k killReport) bool { return k.Adopted >= 5000 }},
-	{"during the pull", func(k killReport) bool { return k.Arrived >= 20_000 }},
-	{"late in the pull", func(k killReport) bool { return k.Arrived >= 70_000 }},
+	{"early in adoption", func(k killReport) bool { return k.Adopted >= adoptedKeys/20 }},
+	{"during the pull", func(k killReport) bool { return k.Arrived >= adoptedKeys/5 }},
+	{"late in the pull", func(k killReport) bool { return k.Arrived >= adoptedKeys*7/10 }},
 	{"never", func(killReport) bool { return false }},
 }
 
@@ -45,14 +56,13 @@ var killMoments = []struct {
 // brings it to an empty peer over real TCP, in a process that gets a SIGKILL three
 // times on the way.
 func TestAdoptionSurvivesKills(t *testing.T) {
-	const keys = 100_000
 	dir := t.TempDir()
-	key := func(i int) []byte { return fmt.Appendf(nil, "key %06d", i) }
-	value := func(i int) []byte { return fmt.Appendf(nil, "value of key %d, written before", i) }
+	key := func(i uint64) []byte { return fmt.Appendf(nil, "key %06d", i) }
+	value := func(i uint64) []byte { return fmt.Appendf(nil, "value of key %d, written before", i) }
 	db, err := leveldb.OpenFile(filepath.Join(dir, "source"), nil)
 	require.NoError(t, err)
 	var b leveldb.Batch
-	for i := range keys {
+	for i := range adoptedKeys {
 		b.Put(key(i), value(i))
 		if b.Len() == 1000 {
 			require.NoError(t, db.Write(&b, nil))
@@ -70,7 +80,7 @@ func TestAdoptionSurvivesKills(t *testing.T) {
 	require.False(t, starts[1].Done, "adoption was interrupted")
 	for i := 2; i <= 3; i++ {
 		require.True(t, killMoments[i-1].reached(starts[i]), "what was merged is there")
-		require.Less(t, starts[i].Arrived, uint64(keys), "the pull was interrupted")
+		require.Less(t, starts[i].Arrived, adoptedKeys, "the pull was interrupted")
 	}
 	if runtime.GOOS == "linux" { // elsewhere an opening after a kill does not continue the last one
 		require.True(t, killMoments[0].reached(starts[1]), "what was adopted is")
@@ -82,7 +92,7 @@ func TestAdoptionSurvivesKills(t *testing.T) {
 		require.NoError(t, err)
 		defer r.Close()
 		it := r.NewIterator(nil, nil)
-		for i := range keys {
+		for i := range adoptedKeys {
 			if !it.Next() || !bytes.Equal(key(i), it.Key()) || !bytes.Equal(value(i), it.Value()) {
 				require.Failf(t, "keys differ", "%s: at %d there is %q: %q, %v", name, i, it.Key(), it.Value(), it.Error())
 			}
@@ -95,7 +105,7 @@ func TestAdoptionSurvivesKills(t *testing.T) {
 		digests = append(digests, d)
 	}
 	require.Equal(t, digests[0], digests[1])
-	require.Equal(t, keys, digests[0].Keys)
+	require.EqualValues(t, adoptedKeys, digests[0].Keys)
 }
 
 // runUntilKilled runs TestKilledProcess in a process of its own, and returns

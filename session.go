@@ -306,6 +306,7 @@ func (s *session) control() error {
 	}
 	ackTimer := newIdleTimer()
 	defer ackTimer.Stop()
+	armed := false // not to be put off by what settles meanwhile
 	for {
 		var err error
 		select {
@@ -316,8 +317,12 @@ func (s *session) control() error {
 			err = s.send(framePong, (&pong{token, head}).append(nil))
 			replace(s.flush, head)
 		case <-s.settled:
-			ackTimer.Reset(ackDelay)
+			if !armed {
+				ackTimer.Reset(ackDelay)
+				armed = true
+			}
 		case <-ackTimer.C:
+			armed = false
 			acked, err = s.acknowledge(acked, false)
 		}
 		if err != nil {

@@ -90,3 +90,97 @@ func CheckConsistent(r *Replicator) error {
 	}
 	return nil
 }
+
+// Row is what the index or the log says of one change.
+type Row struct {
+	Version
+	Key string
+	Seq uint64
+}
+
+// IndexRows returns the index, by key.
+func IndexRows(db reader) (map[string]Row, error) {
+	rows := map[string]Row{}
+	it := db.NewIterator(tableRange(tableIndex), nil)
+	defer it.Release()
+	for it.Next() {
+		record, err := parseIndexRecord(it.Value())
+		if err != nil {
+			return nil, err
+		}
+		key := string(rowName(it.Key()))
+		rows[key] = Row{record.Version, key, record.seq}
+	}
+	return rows, it.Error()
+}
+
+// LogRows returns the log, in ascending order of the sequences.
+func LogRows(db reader) (rows []Row, err error) {
+	it := db.NewIterator(tableRange(tableLog), nil)
+	defer it.Release()
+	for it.Next() {
+		version, key, err := parseLogRecord(it.Value())
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, Row{version, string(key), rowSequence(it.Key())})
+	}
+	return rows, it.Error()
+}
+
+// Cursor is how far the log of a peer has been merged.
+type Cursor struct {
+	Checkpoint, Seen, Upper, Settled uint64
+	Log, Full                        bool   // the kind of the unfinished scan
+	Reached                          uint64 // by a log scan
+	Key                              string // reached by a full one
+}
+
+// StoredCursor returns what the row of a peer says; without one, nothing is
+// merged.
+func StoredCursor(db reader, peer DatabaseID) (Cursor, error) {
+	row, err := db.Get(tableKey(nil, tablePeers, peer[:]), nil)
+	if err == leveldb.ErrNotFound {
+		return Cursor{}, nil
+	}
+	if err != nil {
+		return Cursor{}, err
+	}
+	p, err := parsePeerRecord(row)
+	if err != nil {
+		return Cursor{}, err
+	}
+	return Cursor{
+		p.checkpoint.seq, p.seen.seq, p.upper.seq, p.settled.seq,
+		p.scan == scanLog, p.scan == scanFull, p.reached, string(p.key),
+	}, nil
+}
+
+// Entry is a change from elsewhere.
+type Entry struct {
+	Version
+	Key, Value string
+}
+
+// Examine is the first half of a merge, of entries in ascending order of their
+// keys; it returns the second half, which tells how many of them won.
+func Examine(r *Replicator, entries ...Entry) (commit func() (int, error), err error) {
+	arrived := make([]entry, len(entries))
+	for i, e := range entries {
+		arrived[i] = entry{key: []byte(e.Key), Version: e.Version, value: []byte(e.Value)}
+	}
+	c, err := r.examine(arrived)
+	return func() (int, error) { return r.merge(c, func(first, last uint64) {}, nil) }, err
+}
+
+// ExpireLog removes the log records below a floor from a database that no
+// Replicator has open.
+func ExpireLog(db *leveldb.DB, floor uint64) error {
+	var b leveldb.Batch
+	for seq := range floor {
+		b.Delete(logKey(seq))
+	}
+	b.Put(metaKey(metaFloor), encodeUint64(floor))
+	b.Delete(metaKey(metaClean)) // it counts the records
+	return db.Write(&b, nil)
+}

@@ -19,6 +19,7 @@ type peerRecord struct {
 	// settled is the last checkpoint at which the pull was caught up: what the
 	// peer can be told, once it is durable.
 	settled position
+	durable position // what was settled at the last Sync write, since Open
 
 	// acknowledged is up to where the peer has made our log durable, by its
 	// newest statement, which is restated in every session. peerHead is the

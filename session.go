@@ -338,17 +338,21 @@ func newIdleTimer() *time.Timer {
 }
 
 // acknowledge tells the peer up to where its log is durable here, if that is
-// not what it was told last. A restatement is of what an earlier session made
-// durable.
+// not what it was told last; restate tells it in any case.
 func (s *session) acknowledge(last position, restate bool) (position, error) {
 	s.record.mu.Lock()
-	settled := s.record.settled
+	settled, durable := s.record.settled, s.record.durable
 	s.record.mu.Unlock()
 	if !restate && settled == last {
 		return last, nil
 	}
-	if err := s.saveCursor(!restate); err != nil {
-		return last, err
+	if settled != durable {
+		if err := s.saveCursor(true); err != nil {
+			return last, err
+		}
+		s.record.mu.Lock()
+		s.record.durable = settled
+		s.record.mu.Unlock()
 	}
 	a := ack{settled, s.r.commits.visible.head.Load()}
 	return settled, s.send(frameAck, a.append(nil))

@@ -115,8 +115,8 @@ func openPlain(t testing.TB, db *leveldb.DB, boot string) *replicator.Replicator
 	return r
 }
 
-// settle lets fake time pass until the goroutines of closed databases are gone.
-func settle() { time.Sleep(2 * time.Second) }
+// letSettle lets fake time pass until the goroutines of closed databases are gone.
+func letSettle() { time.Sleep(2 * time.Second) }
 
 // pairs is a load of batches that each write two keys: a private one, which is
 // never written again, and a shared one. The stamp of the private key tells what
@@ -302,7 +302,7 @@ func TestInvariant1AtomicAtEveryDiskOperation(t *testing.T) {
 func TestInvariant1AtomicAfterFaults(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		defer settle()
+		defer letSettle()
 		rng := rand.New(rand.NewPCG(1, 1))
 		for fails := int64(1); ; fails++ {
 			var p pairs
@@ -382,7 +382,7 @@ func (d *simDisk) operations() int64 { return d.count(&d.ops) }
 func TestInvariant2OrderedForReaders(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		defer settle()
+		defer letSettle()
 		onDisk(t, newSimDisk(), func(db *leveldb.DB) {
 			r := openPlain(t, db, "boot")
 			defer r.Close()
@@ -514,7 +514,7 @@ func TestInvariant2OrderedInGroups(t *testing.T) {
 	} {
 		t.Run(g.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				defer settle()
+				defer letSettle()
 				disk := newSimDisk()
 				onDisk(t, disk, func(db *leveldb.DB) {
 					r := openPlain(t, db, "boot")
@@ -554,7 +554,7 @@ func TestInvariant2OrderedInGroups(t *testing.T) {
 func TestInvariant2OrderedCallersShareSyncs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		defer settle()
+		defer letSettle()
 		disk := newSimDisk()
 		onDisk(t, disk, func(db *leveldb.DB) {
 			r := openPlain(t, db, "boot")
@@ -587,7 +587,7 @@ func TestInvariant2OrderedCallersShareSyncs(t *testing.T) {
 func TestInvariant2OrderedResults(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		defer settle()
+		defer letSettle()
 		disk := newSimDisk()
 		var acknowledged, refused []string
 		onDisk(t, disk, func(db *leveldb.DB) {
@@ -670,7 +670,7 @@ func TestInvariant3Unique(t *testing.T) {
 	for seed := uint64(1); seed <= 8; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				defer settle()
+				defer letSettle()
 				u := &unique{t: t, rng: rand.New(rand.NewPCG(seed, 3)), made: map[replicator.Stamp]string{}, epochs: map[replicator.Origin]bool{}}
 				current := lineage{disk: newSimDisk(), boot: 1}
 				kept := []lineage{current}
@@ -827,7 +827,7 @@ func (u *unique) note(r *replicator.Replicator, key string, see func(uint64), ab
 func TestInvariant3UniqueAcrossCeiling(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		defer settle()
+		defer letSettle()
 		disk := newSimDisk()
 		type image struct {
 			disk  *simDisk
@@ -1125,7 +1125,7 @@ func checkFailed(t *testing.T, a, b *node) {
 func TestInvariant13FailStopAtClose(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		defer settle()
+		defer letSettle()
 		const changes = 40
 		for fails := int64(1); ; fails++ {
 			disk := newSimDisk()
@@ -1458,7 +1458,7 @@ func TestInvariant14ClosedWithCallersInside(t *testing.T) {
 func TestInvariant14ClosedWaitsForWrites(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		defer settle()
+		defer letSettle()
 		disk := newSimDisk()
 		onDisk(t, disk, func(db *leveldb.DB) {
 			r := openPlain(t, db, "boot")

@@ -114,7 +114,7 @@ func TestInvariant4TotalInAnyOrder(t *testing.T) {
 	for seed := uint64(1); seed <= 10; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				defer settle()
+				defer letSettle()
 				rng := rand.New(rand.NewPCG(seed, 4))
 				var entries []replicator.Entry
 				winners := map[string]replicator.Entry{}
@@ -281,7 +281,7 @@ func TestInvariant4TotalWrittenInBetween(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				defer settle()
+				defer letSettle()
 				onDisk(t, newSimDisk(), func(db *leveldb.DB) {
 					r := openPlain(t, db, "boot")
 					defer r.Close()
@@ -333,7 +333,7 @@ func TestInvariant4TotalWrittenInBetween(t *testing.T) {
 func TestInvariant4TotalUnderRaces(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		defer settle()
+		defer letSettle()
 		onDisk(t, newSimDisk(), func(db *leveldb.DB) {
 			r := openPlain(t, db, "boot")
 			defer r.Close()

@@ -214,7 +214,7 @@ func TestAdoptionComparesKeysNotAdoptedYet(t *testing.T) {
 		defer c.close()
 		c.link(0, 1)
 		n0, n1 := c.nodes[0], c.nodes[1]
-		here, there := numbered("a", 10_000, "before"), numbered("z", 40, "there")
+		here, there := numbered("a", 6000, "before"), numbered("z", 40, "there")
 		want, pending := maps.Clone(here), map[string]bool{}
 		for key := range there {
 			here[key] = "here, " + key
@@ -356,6 +356,30 @@ func TestAdoptionStartsOver(t *testing.T) {
 				version, err := n.r.Version([]byte("a"))
 				require.NoError(t, err)
 				require.Equal(t, adoptedOrigin("late"), version.Origin)
+			})
+		})
+	}
+}
+
+// TestAdoptionIsForOldKeysOnly writes around the Replicator: that is not
+// replicated, also not after the next opening.
+func TestAdoptionIsForOldKeysOnly(t *testing.T) {
+	for name, old := range map[string]map[string]string{"empty at first": {}, "with old keys": {"old": "value"}} {
+		t.Run(name, func(t *testing.T) {
+			inCluster(t, 1, func(t *testing.T, c *cluster) {
+				n := c.nodes[0]
+				fillDisk(t, n.disk, old)
+				n.open()
+				until(t, "adoption ends", n.adopted)
+				n.put("key", "value")
+				require.NoError(t, n.db.Put([]byte("around"), []byte("value"), nil))
+				for range 2 {
+					n.close()
+					n.open()
+					until(t, "adoption ends", n.adopted)
+					require.Equal(t, len(old)+1, len(n.state().versions), "keys with a version")
+					require.EqualValues(t, len(old), n.r.Status().Adoption.Adopted)
+				}
 			})
 		})
 	}

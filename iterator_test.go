@@ -18,7 +18,7 @@ import (
 )
 
 var (
-	iteratorSeeds = flag.Int("iterator-seeds", 100, "number of seeds that the test of iterators runs")
+	iteratorSeeds = flag.Int("iterator-seeds", 40, "number of seeds that the test of iterators runs")
 	iteratorSeed  = flag.Uint64("iterator-seed", 0, "run the test of iterators with this seed only")
 )
 

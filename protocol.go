@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
+	"unicode"
 )
 
 // The messages of a session, one a frame. docs/PROTOCOL.md has their tables.
@@ -109,7 +111,7 @@ type byeReceived struct {
 	text string
 }
 
-func (e *byeReceived) Error() string { return fmt.Sprintf("the peer ended the session: %q", e.text) }
+func (e *byeReceived) Error() string { return "the peer ended the session: " + e.text }
 func (e *byeReceived) Unwrap() error { return byeErrors[e.code] }
 
 func parseBye(b []byte) error {
@@ -118,7 +120,13 @@ func parseBye(b []byte) error {
 	if err := r.finish(); err != nil {
 		return fmt.Errorf("%w: bye: %w", ErrProtocol, err)
 	}
-	return &byeReceived{code, text}
+	printable := func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}
+	return &byeReceived{code, strings.Map(printable, text)}
 }
 
 // ack states up to where the sender has made the receiver's log durable. The

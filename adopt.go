@@ -67,12 +67,6 @@ type adopter struct {
 func newAdopter(r *Replicator, op *opening) *adopter {
 	a := &adopter{r: r}
 	state := op.adopt
-	if op.fresh && !state.done {
-		// An empty database, the usual case, needs no pass.
-		it := newUserIterator(op.db, nil, nil)
-		state.done = !it.First() && it.Error() == nil
-		it.Release()
-	}
 	a.progress.Store(&state)
 	a.active.Store(!state.done && !r.options.SkipAdoption)
 	return a

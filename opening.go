@@ -165,7 +165,10 @@ func (op *opening) checkOrder() error {
 func (op *opening) load() (clean bool, err error) {
 	if op.fresh {
 		op.id = newDatabaseID()
-		return true, nil
+		it := newUserIterator(op.db, nil, nil)
+		defer it.Release()
+		op.adopt.done = !it.First() // an empty database, the usual case, needs no pass
+		return true, it.Error()
 	}
 	id, err := op.get(metaID)
 	if err != nil {

@@ -154,20 +154,21 @@ func TestDefectCursorNewestFirst(t *testing.T) {
 			a.put(fmt.Sprintf("key %04d", i), "value")
 		}
 		c.net.SetCut(func(_, _ string) int { return 15_000 })
-		kills := 0
+		kills, partly := 0, 0
 		for ; ; kills++ {
 			b.open()
 			if b.sync() == nil {
 				break
 			}
-			if _, newest := b.get(fmt.Sprintf("key %04d", keys-1)); newest {
-				_, oldest := b.get("key 0000")
-				require.False(t, oldest, "it is read in reverse")
+			_, newest := b.get(fmt.Sprintf("key %04d", keys-1))
+			_, oldest := b.get("key 0000")
+			if newest && !oldest {
+				partly++ // the log is read in reverse
 			}
 			b.kill()
 			require.Less(t, kills, 50, "every connection brings some")
 		}
-		require.Greater(t, kills, 1)
+		require.Greater(t, partly, 1)
 		require.Len(t, b.state().values, keys+1)
 		require.Less(t, c.net.Bytes("n0", "n1"), int64(3*15_000*(kills+1)))
 		c.converge()
@@ -191,6 +192,8 @@ func TestDefectValueBesideOlderRecord(t *testing.T) {
 				a.open()
 				a.put("key", large)
 				a.put("other", large)
+				a.put("gone early", "value")
+				require.NoError(t, a.db.Delete([]byte("gone early"), nil))
 				var once sync.Once
 				openTapped(b, func(kind byte) {
 					if kind == fetchFrame {
@@ -207,9 +210,6 @@ func TestDefectValueBesideOlderRecord(t *testing.T) {
 					return got == want && has == found
 				})
 				require.Equal(t, a.state().values, b.state().values)
-				if name != "gone" { // behind the Replicator's back
-					c.converge()
-				}
 			})
 		})
 	}
@@ -325,7 +325,6 @@ func testOperationsSentAgain(t *testing.T, keys, size int, log bool) {
 		require.Less(t, c.net.Bytes("n0", "n1")-sent, int64(payload+keys*60+1000), "bytes there")
 		require.Less(t, c.net.Bytes("n1", "n0")-asked, int64(keys*20+2000), "bytes back")
 		require.LessOrEqual(t, b.peer("n0").RecordsIn, int64(keys+1))
-		require.LessOrEqual(t, a.r.Status().Peers[0].RecordsIn, int64(1), "nothing comes back, unless the session that brought it ended")
 
 		before := b.peer("n0").RecordsIn
 		for range 10 {
@@ -333,6 +332,7 @@ func testOperationsSentAgain(t *testing.T, keys, size int, log bool) {
 			time.Sleep(time.Second)
 		}
 		require.Equal(t, before+10, b.peer("n0").RecordsIn, "each change once")
+		require.LessOrEqual(t, a.r.Status().Peers[0].RecordsIn, int64(1), "nothing comes back, unless the session that brought it ended")
 	})
 }
 

@@ -129,8 +129,9 @@ func TestScheduleAfterSuccess(t *testing.T) {
 		down := time.Now()
 		time.Sleep(2 * time.Second)
 		dials.mu.Lock()
+		defer dials.mu.Unlock()
+		require.Greater(t, len(dials.times), 1)
 		again := dials.times[1].Sub(down)
-		dials.mu.Unlock()
 		require.True(t, jittered(again, testMinInterval), "the first attempt comes after %v", again)
 	})
 }

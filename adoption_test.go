@@ -106,7 +106,7 @@ func TestAdoptionReachesAnEmptyPeer(t *testing.T) {
 		})
 		fillDisk(t, c.nodes[0].disk, values)
 		c.open()
-		c.converge()
+		c.settleDown()
 		for _, n := range c.nodes {
 			require.Equal(t, values, n.state().values)
 			require.EqualValues(t, len(values), n.r.Status().Head)
@@ -149,7 +149,7 @@ func TestAdoptionOfTheSameCopySendsNoValues(t *testing.T) {
 				fillDisk(t, c.nodes[0].disk, values)
 				c.nodes[1].disk = c.nodes[0].disk.Copy()
 				meet(c)
-				c.converge()
+				c.settleDown()
 				require.Equal(t, values, c.nodes[1].state().values)
 				sent := c.net.Bytes("n0", "n1") + c.net.Bytes("n1", "n0")
 				require.Less(t, sent, int64(2*keys*50+4000), "for %d values of 900 and more bytes", keys)
@@ -180,7 +180,7 @@ func TestAdoptionPicksOneOfDifferentOldValues(t *testing.T) {
 			fillDisk(t, c.nodes[i].disk, old[i])
 		}
 		c.open()
-		c.converge()
+		c.settleDown()
 		require.Equal(t, want, c.nodes[0].state().values)
 	})
 }
@@ -200,7 +200,7 @@ func TestAdoptionLosesToRealWrites(t *testing.T) {
 		require.Zero(t, version.Clock)
 		c.nodes[1].delete("key00008")
 		require.NoError(t, c.nodes[0].r.AddPeer("n1", nil))
-		c.converge()
+		c.settleDown()
 		old["key00007"] = "new"
 		delete(old, "key00008")
 		require.Equal(t, old, c.nodes[0].state().values)
@@ -250,7 +250,7 @@ func TestAdoptionComparesKeysNotAdoptedYet(t *testing.T) {
 
 		n0.disk.SetFault(nil)
 		until(t, "adoption ends", n0.adopted)
-		c.converge()
+		c.settleDown()
 		require.Equal(t, want, n1.state().values)
 	})
 }
@@ -297,7 +297,7 @@ func TestSkipAdoption(t *testing.T) {
 
 		n0.close()
 		n0.open() // without the option, what is left is taken in
-		c.converge()
+		c.settleDown()
 		require.Equal(t, map[string]string{"left alone": "old", "replaced": "new", "rewritten": "new"}, n1.state().values)
 		require.Equal(t, replicator.AdoptionStatus{Done: true, Adopted: 1}, n0.r.Status().Adoption)
 	})

@@ -263,11 +263,12 @@ func (c *committer) reserve(limit uint64) error {
 }
 
 // A change is three rows. Those of many changes are added table by table, for
-// leveldb inserts neighbours faster than rows from all over the database.
+// leveldb inserts neighbours faster than rows from all over the database. A large
+// value comes last, for the batch doubles its memory when it grows.
 const (
-	rowData = iota
-	rowLog
+	rowLog = iota
 	rowIndex
+	rowData
 	rowsOfChange
 )
 

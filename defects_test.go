@@ -102,7 +102,7 @@ func TestDefectEqualClocksKeepOwnValues(t *testing.T) {
 				want[key] = "n1"
 			}
 		}
-		c.converge()
+		c.settleDown()
 		require.Equal(t, want, c.nodes[0].state().values)
 		require.Equal(t, want, c.nodes[1].state().values)
 	})
@@ -117,7 +117,7 @@ func TestDefectClocksRaisedWithoutEnd(t *testing.T) {
 				n.put(fmt.Sprint("key ", i), n.name)
 			}
 		}
-		c.converge()
+		c.settleDown()
 		time.Sleep(time.Minute) // acknowledgements are written
 		observe := func() (seen []uint64) {
 			for _, n := range c.nodes {
@@ -171,7 +171,7 @@ func TestDefectCursorNewestFirst(t *testing.T) {
 		require.Greater(t, partly, 1)
 		require.Len(t, b.state().values, keys+1)
 		require.Less(t, c.net.Bytes("n0", "n1"), int64(3*15_000*(kills+1)))
-		c.converge()
+		c.settleDown()
 	})
 }
 
@@ -412,7 +412,7 @@ func TestDefectInternalKeysInIterators(t *testing.T) {
 		for key, value := range want {
 			c.nodes[0].put(key, value)
 		}
-		c.converge()
+		c.settleDown()
 		for _, n := range c.nodes {
 			require.Equal(t, want, n.state().values)
 			snap, err := n.r.GetSnapshot()

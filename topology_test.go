@@ -40,6 +40,13 @@ func (n *node) arrives(key, value string) {
 	})
 }
 
+// settleDown lets all that is under way end, and then compares.
+func (c *cluster) settleDown() {
+	c.net.Heal()
+	time.Sleep(30 * time.Second)
+	c.converge()
+}
+
 // peer returns the status of the one peer with that address.
 func (n *node) peer(addr string) (found replicator.PeerStatus) {
 	count := 0
@@ -87,7 +94,7 @@ func TestChainPropagatesBothWays(t *testing.T) {
 				z.open()
 				z.arrives("relayed", large)
 				require.Zero(t, c.net.Bytes("n0", "n2")+c.net.Bytes("n2", "n0"), "the ends never met")
-				c.converge()
+				c.settleDown()
 			})
 		})
 	}
@@ -130,7 +137,7 @@ func TestStarOfReplicasThatOnlyDial(t *testing.T) {
 				n.arrives("from "+m.name, "value")
 			}
 		}
-		c.converge()
+		c.settleDown()
 		require.Equal(t, len(c.nodes)-1, c.net.Connections())
 		require.Len(t, c.nodes[0].r.Status().Peers, len(c.nodes)-1)
 	})
@@ -267,7 +274,7 @@ func TestAddAndRemovePeers(t *testing.T) {
 		require.NoError(t, a.r.RemovePeer("n1"))
 		a.put("key", "last of all")
 		b.arrives("key", "last of all") // the session is b's own now, or comes back
-		c.converge()
+		c.settleDown()
 	})
 }
 
@@ -352,6 +359,24 @@ func TestSyncNowTellsWhomItDidNotReach(t *testing.T) {
 	})
 }
 
+// TestSyncNowOutlivesItsConnection cuts the connection right before the call: the
+// peer can be reached, so there is nothing to complain of.
+func TestSyncNowOutlivesItsConnection(t *testing.T) {
+	inCluster(t, 2, func(t *testing.T, c *cluster) {
+		c.link(0, 1)
+		c.open()
+		require.NoError(t, c.nodes[0].sync())
+		for i := range 300 {
+			c.nodes[1].put("key", fmt.Sprint(i))
+			c.net.Isolate("n1")
+			c.net.Heal()
+			require.NoError(t, c.nodes[0].sync(), "round %d", i)
+			got, _ := c.nodes[0].get("key")
+			require.Equal(t, fmt.Sprint(i), got)
+		}
+	})
+}
+
 func TestHalfOpenConnection(t *testing.T) {
 	for name, both := range map[string]bool{"one dials": false, "both dial": true} {
 		t.Run(name, func(t *testing.T) {
@@ -386,7 +411,7 @@ func TestHalfOpenConnection(t *testing.T) {
 					require.Equal(t, fromB, got)
 					require.Equal(t, 1, c.net.Connections())
 				}
-				c.converge()
+				c.settleDown()
 			})
 		})
 	}

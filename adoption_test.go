@@ -336,30 +336,39 @@ func TestAdoptionResumes(t *testing.T) {
 }
 
 func TestAdoptionStartsOver(t *testing.T) {
-	for _, done := range []bool{false, true} {
-		t.Run(fmt.Sprint("after it was done: ", done), func(t *testing.T) {
-			inBubble(t, func(t *testing.T) {
-				c := newCluster(t, 1, 1)
-				defer c.close()
-				n := c.nodes[0]
-				const keys = 5000
-				fillDisk(t, n.disk, numbered("key", keys, "value"))
-				openSlowly(n)
-				until(t, "adoption begins", func() bool { return n.r.Status().Adoption.Adopted > 1000 && (!done || n.adopted()) })
-				require.Equal(t, done, n.adopted())
-				n.disk.SetFault(nil)
-				n.powerCut()
-				fillDisk(t, n.disk, map[string]string{"a": "late"})
-				n.open()
-				until(t, "adoption ends", n.adopted)
-				require.Len(t, n.state().versions, keys+1)
-				require.NoError(t, replicator.CheckConsistent(n.r))
-				version, err := n.r.Version([]byte("a"))
-				require.NoError(t, err)
-				require.Equal(t, adoptedOrigin("late"), version.Origin)
+	for name, cut := range map[string]func(n *node){
+		"after a power cut": (*node).powerCut,
+		"after a power cut that lost nothing": func(n *node) {
+			n.kill()
+			n.boot = n.c.newBoot()
+		},
+	} {
+		for _, done := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, when it was done: %v", name, done), func(t *testing.T) {
+				inCluster(t, 1, func(t *testing.T, c *cluster) { testAdoptionStartsOver(t, c, cut, done) })
 			})
-		})
+		}
 	}
+}
+
+func testAdoptionStartsOver(t *testing.T, c *cluster, cut func(n *node), done bool) {
+	n := c.nodes[0]
+	const keys = 5000
+	fillDisk(t, n.disk, numbered("key", keys, "value"))
+	openSlowly(n)
+	until(t, "adoption begins", func() bool { return n.r.Status().Adoption.Adopted > 1000 && (!done || n.adopted()) })
+	require.Equal(t, done, n.adopted())
+	n.disk.SetFault(nil)
+	cut(n)
+	fillDisk(t, n.disk, map[string]string{"a": "late"})
+	n.open()
+	until(t, "adoption ends", n.adopted)
+	require.Len(t, n.state().versions, keys+1)
+	time.Sleep(time.Second) // the log records of before are removed
+	require.NoError(t, replicator.CheckConsistent(n.r))
+	version, err := n.r.Version([]byte("a"))
+	require.NoError(t, err)
+	require.Equal(t, adoptedOrigin("late"), version.Origin)
 }
 
 // TestAdoptionIsForOldKeysOnly writes around the Replicator: that is not

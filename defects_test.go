@@ -192,8 +192,6 @@ func TestDefectValueBesideOlderRecord(t *testing.T) {
 				a.open()
 				a.put("key", large)
 				a.put("other", large)
-				a.put("gone early", "value")
-				require.NoError(t, a.db.Delete([]byte("gone early"), nil))
 				var once sync.Once
 				openTapped(b, func(kind byte) {
 					if kind == fetchFrame {
@@ -209,6 +207,11 @@ func TestDefectValueBesideOlderRecord(t *testing.T) {
 					}
 					return got == want && has == found
 				})
+				c.net.Isolate("n1")
+				a.put("gone early", "value")
+				require.NoError(t, a.db.Delete([]byte("gone early"), nil))
+				c.net.Heal()
+				until(t, "they sync", func() bool { return b.sync() == nil })
 				require.Equal(t, a.state().values, b.state().values)
 			})
 		})

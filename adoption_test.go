@@ -7,10 +7,12 @@ import (
 	"maps"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/opt"
@@ -252,6 +254,43 @@ func TestAdoptionComparesKeysNotAdoptedYet(t *testing.T) {
 		until(t, "adoption ends", n0.adopted)
 		c.settleDown()
 		require.Equal(t, want, n1.state().values)
+	})
+}
+
+// TestAdoptionRacesWithWrites changes keys, some of them before they are adopted.
+func TestAdoptionRacesWithWrites(t *testing.T) {
+	inCluster(t, 2, func(t *testing.T, c *cluster) {
+		c.link(0, 1)
+		const keys, writers = 4000, 4
+		want := numbered("key", keys, "old")
+		fillDisk(t, c.nodes[0].disk, want)
+		c.open()
+		var wg sync.WaitGroup
+		for w := range writers { // each has keys of its own
+			wg.Go(func() {
+				for i := w; i < keys; i += 2 * writers {
+					key := fmt.Appendf(nil, "key%05d", keys-1-i)
+					if i%3 == 0 {
+						assert.NoError(t, c.nodes[0].r.Delete(key, nil))
+					} else {
+						assert.NoError(t, c.nodes[0].r.Put(key, []byte("new"), nil))
+					}
+				}
+			})
+		}
+		wg.Wait()
+		for w := range writers {
+			for i := w; i < keys; i += 2 * writers {
+				key := fmt.Sprintf("key%05d", keys-1-i)
+				want[key] = "new"
+				if i%3 == 0 {
+					delete(want, key)
+				}
+			}
+		}
+		c.settleDown()
+		require.Equal(t, want, c.nodes[0].state().values)
+		require.Len(t, c.nodes[1].state().versions, keys)
 	})
 }
 

@@ -220,6 +220,7 @@ func TestPeerUnderTwoAddresses(t *testing.T) {
 
 			// One name less is no session less.
 			require.NoError(t, a.r.RemovePeer("n1:1"))
+			until(t, "the other name serves", func() bool { return a.inSync("n1:2") && b.inSync("n0:1") && b.inSync("n0:2") })
 			require.NoError(t, a.r.RemovePeer("n1:2"))
 			b.put("key", "later")
 			a.arrives("key", "later")

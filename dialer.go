@@ -24,6 +24,7 @@ type peer struct {
 	state    string        // while there is no session
 	next     time.Time     // when it is dialled next, while waiting
 	lastErr  error         // of the last attempt, or of the last session
+	failure  error         // of the last attempt, nil if it was answered
 	lastGood time.Time
 }
 
@@ -68,6 +69,7 @@ func (p *peer) answered(h hello) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.id, p.nonce, p.lastErr = h.id, h.nonce, nil
+	p.failure = nil
 	p.attempted()
 }
 
@@ -79,7 +81,7 @@ func (p *peer) failed(err error, logger *slog.Logger) {
 	if p.lastErr == nil || p.lastErr.Error() != err.Error() {
 		logger.Warn("replicator: no session", "peer", p.addr, "error", err)
 	}
-	p.lastErr = err
+	p.lastErr, p.failure = err, err
 	p.attempted()
 }
 

@@ -509,6 +509,7 @@ func (y *syncer) bringIn(ctx context.Context, addr string, session func() (*sess
 		}
 		select { // the session ended; let it
 		case <-s.done:
+			y.remove(s) // it may not have come to that itself
 		case <-ctx.Done():
 		}
 	}
@@ -533,7 +534,7 @@ func (y *syncer) contact(ctx context.Context, p *peer) (*session, error) {
 	p.mu.Unlock()
 	for {
 		p.mu.Lock()
-		changed, ended, err := p.changed, p.attempts-attempts, p.lastErr
+		changed, ended, err := p.changed, p.attempts-attempts, p.failure
 		p.mu.Unlock()
 		if s := y.sessionOf(p); s != nil {
 			return s, nil

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/level-replicator/replicator"
@@ -208,6 +209,7 @@ func (c *cluster) converge() {
 			}
 		}
 		if last == nil && c.equal() {
+			synctest.Wait() // a commit is published right after it is written
 			c.check()
 			return
 		}

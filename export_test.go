@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 
 	"github.com/syndtr/goleveldb/leveldb"
@@ -29,8 +30,16 @@ func Versions(db *leveldb.DB) (map[string]Version, error) {
 }
 
 // CheckConsistent returns what is wrong with how data, index and log fit
-// together, in a database that is quiet.
+// together. It looks between two commits, or after the last one.
 func CheckConsistent(r *Replicator) error {
+	err := r.commits.enter(false, func(*committer) error { return checkConsistent(r) })
+	if errors.Is(err, ErrClosed) || errors.Is(err, ErrFailed) {
+		return checkConsistent(r)
+	}
+	return err
+}
+
+func checkConsistent(r *Replicator) error {
 	snap, err := r.db.GetSnapshot()
 	if err != nil {
 		return err

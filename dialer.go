@@ -77,22 +77,30 @@ func (p *peer) answered(h hello) {
 func (p *peer) failed(err error, logger *slog.Logger) {
 	p.pace.idle()
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.lastErr == nil || p.lastErr.Error() != err.Error() {
-		logger.Warn("replicator: no session", "peer", p.addr, "error", err)
-	}
+	news := p.lastErr == nil || p.lastErr.Error() != err.Error()
 	p.lastErr, p.failure = err, err
 	p.attempted()
+	p.mu.Unlock()
+	if news {
+		logger.Warn("replicator: no session", "peer", p.addr, "error", err)
+	}
+}
+
+// joined notes that there is a session, whoever dialled it.
+func (p *peer) joined() {
+	p.mu.Lock()
+	p.lastErr = nil
+	p.mu.Unlock()
 }
 
 // ended notes the end of a session, whoever dialled it. One that got nowhere
 // counts as a failure to the schedule.
 func (p *peer) ended(s *session) {
 	good := s.lastContact()
-	if good.IsZero() {
-		p.pace.idle()
-	} else {
+	if s.worked() {
 		p.pace.reset()
+	} else {
+		p.pace.idle()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

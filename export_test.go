@@ -193,3 +193,18 @@ func ExpireLog(db *leveldb.DB, floor uint64) error {
 	b.Delete(metaKey(metaClean)) // it counts the records
 	return db.Write(&b, nil)
 }
+
+// LoseLog removes what tells how far log and clock of a database have come, from
+// a sequence on, as if the files that it was in were lost.
+func LoseLog(db *leveldb.DB, from uint64) error {
+	var b leveldb.Batch
+	it := db.NewIterator(logRange(from-1, ^uint64(0)-1), nil)
+	defer it.Release()
+	for it.Next() {
+		b.Delete(it.Key())
+	}
+	for _, name := range []string{metaCeiling, metaHead, metaClean} {
+		b.Delete(metaKey(name))
+	}
+	return db.Write(&b, nil)
+}

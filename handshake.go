@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
+	"time"
 )
 
 // handshake exchanges hellos, finds out whether the two sides fit together, and
@@ -33,7 +35,7 @@ func (y *syncer) handshake(ctx context.Context, nc net.Conn, addr string, dialed
 		y.renewIfForked(own.id, err)
 		return s, err
 	}
-	c.readTimeout += o.MaxInterval // until the peer answers the next ping
+	c.readTimeout += longestWait(o.MaxInterval) // until the peer answers the next ping
 	return s, nil
 }
 
@@ -48,6 +50,10 @@ func (y *syncer) greet(ctx context.Context, c *conn, own hello, addr string, dia
 		}
 	}
 	payload, err := c.expect(frameHello)
+	var bye *byeReceived
+	if errors.As(err, &bye) && (bye.code == byeSpare || bye.code == byeForked && !dialed) {
+		return nil, fmt.Errorf("%w: a bye with code %d in the place of a hello", ErrProtocol, bye.code)
+	}
 	if errors.Is(err, ErrProtocol) {
 		return refuse(err)
 	}
@@ -56,15 +62,14 @@ func (y *syncer) greet(ctx context.Context, c *conn, own hello, addr string, dia
 	}
 	h, err := parseHello(payload)
 	if err == nil {
-		err = y.check(own, h)
+		err = y.check(own, h, dialed)
 	}
 	var record *peerRecord
 	if err == nil {
-		known := addr
-		if !dialed {
-			known = "" // the port that a peer dials from says nothing
-		}
-		record, err = y.meet(h, known)
+		record, err = y.recall(h)
+	}
+	if err == nil && dialed {
+		err = y.meet(h, record, addr)
 	}
 	if err != nil {
 		return refuse(err)
@@ -84,7 +89,9 @@ func (y *syncer) greet(ctx context.Context, c *conn, own hello, addr string, dia
 		r := decoder{rest: payload}
 		number = r.uvarint()
 		if err := r.finish(); err != nil || number == 0 {
-			return s, fmt.Errorf("%w: malformed accept", ErrProtocol)
+			err = fmt.Errorf("%w: malformed accept", ErrProtocol)
+			sayBye(c, err)
+			return s, err
 		}
 	}
 	if err := y.register(s, number); err != nil {
@@ -94,14 +101,24 @@ func (y *syncer) greet(ctx context.Context, c *conn, own hello, addr string, dia
 	return s, nil
 }
 
-// expect receives the one frame that may come now, or a bye.
+// expect receives the one frame that may come now, or a bye. It is small, and has
+// to arrive whole within the read timeout.
 func (c *conn) expect(want byte) ([]byte, error) {
+	var late atomic.Bool
+	timer := time.AfterFunc(c.readTimeout, func() {
+		late.Store(true)
+		c.Close()
+	})
+	defer timer.Stop()
 	kind, payload, err := c.receive(func(kind byte) int {
 		if kind == want || kind == frameBye {
 			return maxSmallFrame
 		}
 		return 0
 	})
+	if late.Load() {
+		return nil, fmt.Errorf("nothing heard from the peer within %v, or not enough for the handshake", c.readTimeout)
+	}
 	if err == nil && kind == frameBye {
 		return nil, parseBye(payload)
 	}
@@ -109,8 +126,13 @@ func (c *conn) expect(want byte) ([]byte, error) {
 }
 
 // check finds what keeps the two sides apart.
-func (y *syncer) check(own, h hello) error {
+func (y *syncer) check(own, h hello, dialed bool) error {
 	switch {
+	case h.id.IsZero() || h.nonce == 0:
+		return fmt.Errorf("%w: hello: id %v, nonce %d", ErrProtocol, h.id, h.nonce)
+	case h.id == own.id && h.nonce == own.nonce && dialed:
+		// Oneself would have said bye.
+		return fmt.Errorf("%w: hello: what was dialled sends back what it is sent", ErrProtocol)
 	case h.id == own.id && h.nonce == own.nonce:
 		return ErrSelf
 	case h.cluster != own.cluster:

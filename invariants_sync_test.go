@@ -530,8 +530,18 @@ func second2(v replicator.Version, _ error) replicator.Version { return v }
 func TestInvariant6Quiet(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 6, 3).mesh().open()
+		c := newCluster(t, 6, 3).mesh()
 		defer c.close()
+		open := func() {
+			for _, n := range c.nodes { // goleveldb's compactions would be writes, too
+				if n.r == nil {
+					openWith(n, &opt.Options{
+						WriteBuffer: 8 << 20, DisableSeeksCompaction: true, CompactionL0Trigger: 1000, DisableLargeBatchTransaction: true,
+					}, func(*replicator.Options) {})
+				}
+			}
+		}
+		open()
 		write := func(nodes ...*node) {
 			for i := range 300 {
 				n := nodes[i%len(nodes)]
@@ -555,6 +565,7 @@ func TestInvariant6Quiet(t *testing.T) {
 			"one writer":       func() { write(c.nodes[2]) },
 		} {
 			before()
+			open()
 			c.converge()
 			time.Sleep(2 * time.Second) // until all is acknowledged
 			c.round(t)
@@ -564,6 +575,33 @@ func TestInvariant6Quiet(t *testing.T) {
 				time.Sleep(time.Duration(c.rng.IntN(1000)) * time.Millisecond)
 				c.net.Heal()
 			})
+		}
+	})
+}
+
+// TestInvariant6QuietEchoes counts the records that are sent: each once, and none
+// back to where it came from, over the log and over full pulls.
+func TestInvariant6QuietEchoes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 6, 2).mesh()
+		defer c.close()
+		c.net.Partition([]string{"n1"})
+		c.open()
+		a, b := c.nodes[0], c.nodes[1]
+		for round := range 3 {
+			beforeA, beforeB := a.carried(b), b.carried(a)
+			c.net.Heal()
+			for i := range 20 {
+				a.fill(fmt.Sprint("a", round, i), 0, 30, 100*i)
+				b.fill(fmt.Sprint("b", round, i), 0, 20, 0)
+				time.Sleep(time.Duration(c.rng.IntN(300)) * time.Millisecond)
+			}
+			c.converge()
+			time.Sleep(2 * time.Second)
+			require.EqualValues(t, 20*20, a.carried(b)-beforeA)
+			require.EqualValues(t, 20*30, b.carried(a)-beforeB)
+			c.net.Partition([]string{"n1"})
 		}
 	})
 }
@@ -747,7 +785,7 @@ func TestInvariant7CheckpointedNotTwice(t *testing.T) {
 					}
 					sent += n.carried(source) - base
 					t.Logf("%d records in %d connections, with %d kills: %d were sent", records, cuts.Load(), killed, sent)
-					require.Greater(t, cuts.Load(), int64(10))
+					require.Greater(t, cuts.Load(), int64(5))
 					require.GreaterOrEqual(t, sent, int64(records))
 					// A process may die with a page that it has not committed yet.
 					require.LessOrEqual(t, sent, int64(records+killed*pageSize))
@@ -836,7 +874,7 @@ func TestInvariant7CheckpointedScans(t *testing.T) {
 		}
 		c.cutAt(30_000)
 		c.net.Heal()
-		for step := range 40 {
+		for step := range 30 {
 			before := source.index()
 			err := n.sync()
 			watch(n.cursor(source))
@@ -859,7 +897,7 @@ func TestInvariant7CheckpointedScans(t *testing.T) {
 			watch(n.cursor(source))
 		}
 		t.Log(resumed, "resumed,", finished, "finished")
-		require.Greater(t, resumed, 5)
+		require.Greater(t, resumed, 4)
 		require.Positive(t, finished["full"])
 		require.Positive(t, finished["log"])
 		c.converge()
@@ -1000,6 +1038,8 @@ func TestInvariant8Verified(t *testing.T) {
 				for key, row := range p.source.index() {
 					require.GreaterOrEqual(t, here[key].Compare(row.Stamp), 0, "SyncNow returned without %s", key)
 				}
+				p.converge()
+				time.Sleep(time.Second) // until what moved the checkpoint only is stored
 				sent := p.n.carried(p.source) - before
 				switch c.want {
 				case full:
@@ -1008,8 +1048,6 @@ func TestInvariant8Verified(t *testing.T) {
 				default:
 					require.EqualValues(t, c.exact, sent)
 				}
-				p.converge()
-				time.Sleep(time.Second) // until what moved the checkpoint only is stored
 				cursor := p.n.cursor(p.source)
 				require.Equal(t, p.source.r.Status().Head, cursor.Checkpoint)
 				require.False(t, cursor.Full || cursor.Log)
@@ -1038,6 +1076,48 @@ func TestInvariant8Verified(t *testing.T) {
 			c.converge()
 			require.Zero(t, c.nodes[1].carried(c.nodes[0]))
 		})
+	})
+}
+
+// TestInvariant8VerifiedCleanMark closes a database while goleveldb has yet to
+// write the table of a journal that it has rotated and never synced. If a power
+// cut leaves the clean mark, it leaves all that was written before it.
+func TestInvariant8VerifiedCleanMark(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		defer letSettle()
+		disk := newSimDisk()
+		db, err := leveldb.Open(disk, &opt.Options{WriteBuffer: 8 << 10, DisableLargeBatchTransaction: true})
+		require.NoError(t, err)
+		r := openPlain(t, db, "boot")
+		const changes = 50
+		var images []*simDisk
+		var mu sync.Mutex // guards images
+		disk.SetFault(func(op simOp, fd storage.FileDesc, _ int64) error {
+			mu.Lock()
+			images = append(images, disk.PowerCut(nil))
+			mu.Unlock()
+			if op == simCreate && fd.Type == storage.TypeTable {
+				time.Sleep(time.Second)
+			}
+			return nil
+		})
+		for i := range changes {
+			require.NoError(t, r.Put(fmt.Append(nil, i), make([]byte, 200), nil))
+		}
+		require.NoError(t, r.Close())
+		images = append(images, disk.PowerCut(nil))
+		require.NoError(t, db.Close())
+		marked := 0
+		for i, image := range images {
+			onDisk(t, image, func(db *leveldb.DB) {
+				if isClean(t, db) {
+					marked++
+					require.Len(t, readRows(t, db).log, changes, "image %d of %d", i, len(images))
+				}
+			})
+		}
+		require.Positive(t, marked)
 	})
 }
 
@@ -1076,6 +1156,196 @@ func TestInvariant8VerifiedEpochs(t *testing.T) {
 			c.net.Partition([]string{"n1"})
 			source.close()
 		}
+	})
+}
+
+// TestInvariant8VerifiedBeforeSyncNow restores a source, which makes as many new
+// changes as it has lost. A checkpoint that is not verified yet must not satisfy
+// SyncNow: no page is sent while it is called.
+func TestInvariant8VerifiedBeforeSyncNow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 8, 2)
+		defer c.close()
+		c.link(1, 0)
+		c.open()
+		source, n := c.nodes[0], c.nodes[1]
+		source.fill("k", 0, 20, 0)
+		was := source.disk.Copy()
+		source.fill("lost", 0, 10, 0)
+		c.converge()
+		time.Sleep(time.Second)
+		c.net.Partition([]string{"n1"})
+		source.replaceDisk(was)
+		openWith(source, &opt.Options{DisableBlockCache: true}, func(*replicator.Options) {})
+		source.fill("new", 0, 10, 0)
+		require.NoError(t, source.db.CompactRange(util.Range{}))
+		_, _ = source.get("k00000") // opens the table
+		blocked := make(chan struct{})
+		source.disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
+			if op == simRead {
+				<-blocked
+			}
+			return nil
+		})
+		c.net.Heal()
+		synced := make(chan error, 1)
+		go func() { synced <- n.sync() }()
+		time.Sleep(5 * time.Second)
+		returned := len(synced) > 0
+		close(blocked)
+		require.False(t, returned, "SyncNow returned, and no page had been sent")
+		require.NoError(t, <-synced)
+		_, has := n.get("new00009")
+		require.True(t, has)
+		c.converge()
+	})
+}
+
+// TestInvariant8VerifiedSwept has a source lose power, sweep its log, and die
+// before it writes anything: its log goes on above what was there.
+func TestInvariant8VerifiedSwept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 8, 2)
+		defer c.close()
+		c.link(1, 0)
+		c.open()
+		source, n := c.nodes[0], c.nodes[1]
+		source.fill("k", 0, 30, 0)
+		c.converge()
+		time.Sleep(time.Second)
+		c.net.Partition([]string{"n1"})
+		source.powerCut()
+		for range 3 {
+			source.open()
+			time.Sleep(time.Second)
+			status := source.r.Status()
+			require.Equal(t, status.Head+1, status.Floor)
+			source.kill()
+		}
+		source.open()
+		source.fill("new", 0, 5, 0)
+		c.net.Heal()
+		require.NoError(t, n.sync())
+		require.True(t, n.state().equal(source.state()))
+		source.kill()
+		c.converge()
+	})
+}
+
+// TestInvariant8VerifiedIdle has a source lose power, be pulled in full, and then
+// be opened and closed without a change: its checkpoints stay what they are.
+func TestInvariant8VerifiedIdle(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 8, 2)
+		defer c.close()
+		c.link(1, 0)
+		c.open()
+		source, n := c.nodes[0], c.nodes[1]
+		source.fill("k", 0, 50, 0)
+		c.converge()
+		source.powerCut()
+		source.open()
+		c.converge()
+		before := n.carried(source)
+		for range 4 {
+			source.close()
+			source.open()
+			c.converge()
+			time.Sleep(time.Second)
+		}
+		require.Equal(t, before, n.carried(source), "records were sent again")
+	})
+}
+
+// TestInvariant8VerifiedRecovered opens a database that has lost log records and
+// the clock's ceiling, but not the index rows that were written with them: their
+// sequences and clocks are not given out again.
+func TestInvariant8VerifiedRecovered(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		defer letSettle()
+		onDisk(t, newSimDisk(), func(db *leveldb.DB) {
+			r := openPlain(t, db, "boot")
+			for i := range 20 {
+				require.NoError(t, r.Put(fmt.Append(nil, i), nil, nil))
+			}
+			require.NoError(t, r.Close())
+			require.NoError(t, replicator.LoseLog(db, 10))
+			r, err := replicator.Open(db, &replicator.Options{Recovered: true})
+			require.NoError(t, err)
+			status := r.Status()
+			require.Greater(t, status.Head, uint64(19))
+			require.Greater(t, status.Clock, uint64(19))
+			require.Equal(t, status.Head+1, status.Floor)
+			for i := range 20 {
+				require.NoError(t, r.Put(fmt.Append(nil, "new", i), nil, nil))
+			}
+			require.NoError(t, replicator.CheckConsistent(r))
+			require.NoError(t, r.Close())
+		})
+	})
+}
+
+// TestInvariant8VerifiedUnpublished has a commit take its time after leveldb has
+// shown it to readers: goleveldb does so if a batch is larger than its write
+// buffer. A peer that has read the record does not come to doubt the log for it.
+func TestInvariant8VerifiedUnpublished(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 8, 2)
+		defer c.close()
+		c.link(1, 0)
+		c.open()
+		source, n := c.nodes[0], c.nodes[1]
+		source.fill("k", 0, 100, 10)
+		c.converge()
+		time.Sleep(time.Second)
+		c.net.Partition([]string{"n1"})
+		source.put("more", "")
+		release, rotating := make(chan struct{}), make(chan struct{})
+		goOn := sync.OnceFunc(func() { close(release) })
+		defer goOn()
+		var once atomic.Bool
+		source.disk.SetFault(func(op simOp, fd storage.FileDesc, _ int64) error {
+			if op != simCreate || fd.Type != storage.TypeJournal {
+				return nil
+			}
+			if has, err := source.db.Has([]byte("large"), nil); err == nil && has && once.CompareAndSwap(false, true) {
+				close(rotating)
+				<-release
+			}
+			return nil
+		})
+		written := make(chan error, 1)
+		go func() { written <- source.r.Put([]byte("large"), make([]byte, 100<<10), nil) }()
+		<-rotating
+		before := n.carried(source)
+		require.EqualValues(t, 101, source.r.Status().Head, "the record is visible, and its commit is not over")
+		var writes atomic.Int64
+		n.disk.SetFault(func(simOp, storage.FileDesc, int64) error {
+			if writes.Add(1) == 300 {
+				goOn() // or time would never pass
+			}
+			return nil
+		})
+		c.net.Heal()
+		time.Sleep(time.Minute)
+		require.EqualValues(t, 2, n.carried(source)-before, "more than the log was pulled")
+		_, has := n.get("large")
+		require.True(t, has)
+		for range 5 { // each session asks for a page at once
+			c.net.Partition([]string{"n1"})
+			c.net.Heal()
+			time.Sleep(3 * time.Second)
+			require.EqualValues(t, 2, n.carried(source)-before, "more than the log was pulled in another session")
+		}
+		goOn()
+		require.NoError(t, <-written)
+		c.converge()
+		require.EqualValues(t, 2, n.carried(source)-before)
 	})
 }
 
@@ -1227,6 +1497,7 @@ func TestInvariant9ConsistentValues(t *testing.T) {
 		c.link(1, 0)
 		source, n := c.nodes[0], c.nodes[1]
 		n.open()
+		n.delete("nothing") // so that large values are fetched from the beginning
 		// What was there at first is read from the disk, block by block, and nobody
 		// else reads that: nothing is compacted later.
 		openWith(source, &opt.Options{DisableBlockCache: true, WriteBuffer: 32 << 20, DisableLargeBatchTransaction: true},
@@ -1235,30 +1506,35 @@ func TestInvariant9ConsistentValues(t *testing.T) {
 		written := map[replicator.Stamp]string{}
 		var mu sync.Mutex // guards the writer's turn, and written
 		count := 0
-		overwrite := func(i int) {
-			key := fmt.Sprintf("k%05d", i)
-			count++
-			value := fmt.Sprint(count, " of ", key, strings.Repeat("v", count%4*500))
-			if err := source.r.Put([]byte(key), []byte(value), nil); err != nil {
+		overwrite := func(first, n int) {
+			var batch leveldb.Batch
+			var values []string
+			for i := range n {
+				key := fmt.Sprintf("k%05d", first+i)
+				count++
+				values = append(values, fmt.Sprint(count, " of ", key, strings.Repeat("v", count%4*500)))
+				batch.Put([]byte(key), []byte(values[i]))
+			}
+			if err := source.r.Write(&batch, nil); err != nil {
 				panic(err)
 			}
-			v, err := source.r.Version([]byte(key))
+			v, err := source.r.Version(fmt.Appendf(nil, "k%05d", first))
 			if err != nil {
 				panic(err)
 			}
-			written[v.Stamp] = value
+			for i, value := range values {
+				written[replicator.Stamp{Clock: v.Clock + uint64(i), Origin: v.Origin}] = value
+			}
 		}
-		for i := range keys {
-			overwrite(i)
-		}
+		overwrite(0, keys)
 		require.NoError(t, source.db.CompactRange(util.Range{}))
 		rng := rand.New(rand.NewPCG(9, 9))
 		source.disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
 			// Who has the turn reads, too.
 			if op == simRead && mu.TryLock() {
 				defer mu.Unlock()
-				if count < 6*keys && rng.IntN(2) == 0 {
-					overwrite(rng.IntN(keys))
+				if n := 1 + rng.IntN(keys/3); count < 14*keys && rng.IntN(6) == 0 {
+					overwrite(rng.IntN(keys-n), n)
 				}
 			}
 			return nil
@@ -1283,7 +1559,7 @@ func TestInvariant9ConsistentValues(t *testing.T) {
 				}
 			}
 		})
-		for round := range 12 {
+		for round := range 10 {
 			mu.Lock()
 			before := source.index()
 			mu.Unlock()
@@ -1294,7 +1570,7 @@ func TestInvariant9ConsistentValues(t *testing.T) {
 			}
 			mu.Lock()
 			for range pageSize {
-				overwrite(rng.IntN(keys))
+				overwrite(rng.IntN(keys), 1)
 			}
 			mu.Unlock()
 		}
@@ -1307,6 +1583,75 @@ func TestInvariant9ConsistentValues(t *testing.T) {
 		}
 		t.Logf("%d writes, %d of them observed", count, len(observed))
 		require.Greater(t, len(observed), keys)
+	})
+}
+
+// TestInvariant9ConsistentFetches overwrites all keys in the midst of the reading
+// of values that a peer fetches, and looks at all that the peer ever commits.
+func TestInvariant9ConsistentFetches(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 9, 2)
+		defer c.close()
+		c.link(1, 0)
+		source, n := c.nodes[0], c.nodes[1]
+		n.open()
+		n.delete("nothing") // so that large values are fetched from the beginning
+		openWith(source, &opt.Options{DisableBlockCache: true, WriteBuffer: 8 << 20, DisableLargeBatchTransaction: true},
+			func(*replicator.Options) {})
+		const keys = 30
+		written := map[replicator.Stamp]string{}
+		overwrite := func(text string) {
+			var batch leveldb.Batch
+			clock := source.r.Status().Clock
+			for i := range keys {
+				value := fmt.Sprint(text, " of ", i, strings.Repeat("v", 2000))
+				batch.Put(fmt.Appendf(nil, "k%05d", i), []byte(value))
+				written[replicator.Stamp{Clock: clock + uint64(i), Origin: source.r.Status().Epoch}] = value
+			}
+			if err := source.r.Write(&batch, nil); err != nil {
+				panic(err)
+			}
+		}
+		overwritten := 0
+		var mu sync.Mutex // guards images
+		var images []*simDisk
+		for round := range 12 {
+			c.net.Partition([]string{"n1"})
+			overwrite(fmt.Sprint("value ", round))
+			require.NoError(t, source.db.CompactRange(util.Range{}))
+			before, reads := n.carried(source), 0
+			source.disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
+				if op != simRead || n.r.Status().Peers[0].RecordsIn == before {
+					return nil // the page is not even read
+				}
+				if reads++; reads == 1+2*round {
+					overwritten++
+					overwrite(fmt.Sprint("value in between ", round))
+				}
+				return nil
+			})
+			n.disk.SetFault(func(simOp, storage.FileDesc, int64) error {
+				mu.Lock()
+				defer mu.Unlock()
+				images = append(images, n.disk.Copy())
+				return nil
+			})
+			c.net.Heal()
+			require.NoError(t, n.sync())
+			source.disk.SetFault(nil)
+			n.disk.SetFault(nil)
+		}
+		c.converge()
+		require.Greater(t, overwritten, 8)
+		for _, image := range append(images, n.disk.Copy()) {
+			onDisk(t, image, func(db *leveldb.DB) {
+				found := readRows(t, db)
+				for key, row := range found.index {
+					require.Equal(t, written[row.Stamp], found.data[key], "%s at %v", key, row)
+				}
+			})
+		}
 	})
 }
 
@@ -1340,6 +1685,38 @@ func TestInvariant9ConsistentAcknowledgements(t *testing.T) {
 		}
 		t.Log(moves, "acknowledgements")
 		require.Greater(t, moves, 10)
+		time.Sleep(time.Second)
+		require.Equal(t, source.r.Status().Head, c.acknowledged(source, n))
+	})
+}
+
+// TestInvariant9ConsistentAcknowledgementsRestated breaks a connection before what
+// was merged over it is made durable: the next session must not acknowledge it at
+// once.
+func TestInvariant9ConsistentAcknowledgementsRestated(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 9, 2)
+		defer c.close()
+		c.link(1, 0)
+		c.open()
+		source, n := c.nodes[0], c.nodes[1]
+		source.fill("first", 0, 10, 0)
+		c.converge()
+		time.Sleep(time.Second)
+		source.fill("second", 0, 10, 0)
+		require.NoError(t, n.sync())
+		for range 100 {
+			c.net.Partition([]string{"n1"})
+			synctest.Wait()
+			c.net.Heal()
+			require.NoError(t, n.sync())
+			time.Sleep(10 * time.Millisecond)
+			acknowledged := c.acknowledged(source, n)
+			onDisk(t, n.disk.PowerCut(nil), func(db *leveldb.DB) {
+				require.NoError(t, covered(replicator.Cursor{Checkpoint: acknowledged}, source.index(), indexOf(t, db)))
+			})
+		}
 		time.Sleep(time.Second)
 		require.Equal(t, source.r.Status().Head, c.acknowledged(source, n))
 	})

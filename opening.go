@@ -23,6 +23,7 @@ const (
 	metaHead     = "head"     // head at the last close, in case the log is empty
 	metaFloor    = "floor"    // sequence below which records may be missing
 	metaClean    = "clean"    // exact clock and number of log records at a clean close
+	metaLimit    = "limit"    // Options.MaxValueSize of the last opening
 	metaBoot     = "boot"     // boot id of the machine at the last opening
 	metaAdoption = "adoption" // progress of the adoption
 	metaProbe    = "probe "   // prefix of what checkOrder writes, and removes
@@ -95,7 +96,53 @@ func open(db *leveldb.DB, o *Options) (*opening, error) {
 		o.Logger.Warn("replicator: the last session with this database ended without a clean close, or its files were restored: "+
 			"log and checkpoints are not trusted, peers will be pulled in full", "id", op.id)
 	}
-	return op, op.begin(boot, continuous)
+	if err := op.checkLimit(o.MaxValueSize); err != nil {
+		return nil, err
+	}
+	if !continuous {
+		if err := op.recount(); err != nil {
+			return nil, err
+		}
+	}
+	return op, op.begin(boot, o.MaxValueSize, continuous)
+}
+
+// checkLimit refuses a limit under which a value that is here could not be sent.
+func (op *opening) checkLimit(limit int) error {
+	last, err := op.getUint64(metaLimit, uint64(limit))
+	if err != nil || last <= uint64(limit) {
+		return err
+	}
+	it := newUserIterator(op.db, nil, nil)
+	defer it.Release()
+	for it.Next() {
+		if len(it.Value()) <= limit {
+			continue
+		}
+		if _, err := lookup(op.db, it.Key()); err == leveldb.ErrNotFound {
+			continue // it was too large when it was to be adopted
+		}
+		return fmt.Errorf("%w: open: the value of key %.64q has %d bytes, and Options.MaxValueSize was lowered from %d to %d: raise it, or shrink the value first",
+			ErrTooLarge, it.Key(), len(it.Value()), last, limit)
+	}
+	return it.Error()
+}
+
+// recount finds the greatest sequence and clock in the index: files that were
+// restored may have lost the rows that told, but not all that was written by
+// them, and neither may be given out again.
+func (op *opening) recount() error {
+	it := op.db.NewIterator(tableRange(tableIndex), nil)
+	defer it.Release()
+	for it.Next() {
+		record, err := parseIndexRecord(it.Value())
+		if err != nil {
+			return fmt.Errorf("%w: index of key %.64q", err, rowName(it.Key()))
+		}
+		op.head = max(op.head, record.seq)
+		op.clock.witness(record.Clock)
+	}
+	return it.Error()
 }
 
 // recognise tells a fresh database from a wrapped one, and refuses one in which
@@ -235,6 +282,7 @@ func (op *opening) loadPeers() error {
 func (op *opening) loadEnd() (clean bool, err error) {
 	it := op.db.NewIterator(tableRange(tableLog), nil)
 	defer it.Release()
+	op.head = max(op.head, op.floor-1) // the log may have been swept
 	if it.Last() {
 		op.head = max(op.head, rowSequence(it.Key()))
 	}
@@ -255,13 +303,14 @@ func (op *opening) loadEnd() (clean bool, err error) {
 }
 
 // begin starts this opening's epoch.
-func (op *opening) begin(boot string, continuous bool) error {
+func (op *opening) begin(boot string, limit int, continuous bool) error {
 	var b leveldb.Batch
 	if !continuous {
 		for _, e := range op.history {
 			b.Delete(sequenceKey(nil, tableEpochs, e.first))
 		}
 		op.history = nil
+		op.head++ // no record gets it: the first epoch has a place of its own, and stays
 		op.floor = op.head + 1
 		op.adopt = adoption{}
 		for id, record := range op.peers {
@@ -277,8 +326,11 @@ func (op *opening) begin(boot string, continuous bool) error {
 		b.Delete(sequenceKey(nil, tableEpochs, op.history[0].first))
 		op.history = op.history[1:]
 	}
-	op.history = append(op.history, epoch{op.head + 1, newOrigin()})
-	last := op.history[len(op.history)-1]
+	last := epoch{op.head + 1, newOrigin()}
+	if !continuous {
+		last.first = op.head
+	}
+	op.history = append(op.history, last)
 	op.clock.ceiling = op.clock.next + clockBlock
 
 	b.Put(sequenceKey(nil, tableEpochs, last.first), encodeUint64(uint64(last.origin)))
@@ -287,6 +339,7 @@ func (op *opening) begin(boot string, continuous bool) error {
 	b.Put(metaKey(metaID), op.id[:])
 	b.Put(metaKey(metaCeiling), encodeUint64(op.clock.ceiling))
 	b.Put(metaKey(metaFloor), encodeUint64(op.floor))
+	b.Put(metaKey(metaLimit), encodeUint64(uint64(limit)))
 	b.Put(metaKey(metaBoot), []byte(boot))
 	b.Put(metaKey(metaAdoption), op.adopt.append(nil))
 	if err := op.db.Write(&b, withSync); err != nil {

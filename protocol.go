@@ -275,6 +275,10 @@ func appendEntry(dst []byte, e *entry, previous Origin) []byte {
 func (r *decoder) entries(maxValue int) []entry {
 	const minEntry = 3 // bytes
 	n := r.uvarint()
+	if n > maxPageEntries {
+		r.fail(fmt.Errorf("%d entries, the limit is %d", n, maxPageEntries))
+		return nil
+	}
 	if n > uint64(len(r.rest)/minEntry) {
 		r.fail(errTruncated)
 		return nil

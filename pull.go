@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/syndtr/goleveldb/leveldb"
 )
@@ -146,6 +147,29 @@ func (s *session) await(from chan []byte) ([]byte, error) {
 	}
 }
 
+// awaitValues waits for the answer to a fetch, which others may be waiting for,
+// too. A peer that sends next to nothing for a Timeout is stuck, even if it
+// answers pings.
+func (s *session) awaitValues() ([]byte, error) {
+	timeout := s.r.options.Timeout
+	for {
+		before := s.conn.received.Load()
+		timer := time.NewTimer(timeout)
+		select {
+		case payload := <-s.values:
+			timer.Stop()
+			return payload, nil
+		case <-s.ctx.Done():
+			timer.Stop()
+			return nil, s.ctx.Err()
+		case <-timer.C:
+			if s.conn.received.Load()-before < maxSmallFrame {
+				return nil, fmt.Errorf("the peer did not send values that it had offered, within %v", timeout)
+			}
+		}
+	}
+}
+
 // progressed makes known how far the pull has come.
 func (s *session) progressed(c *cursor) {
 	s.note(func() {
@@ -237,7 +261,7 @@ func (s *session) fetch(entries []entry, indices []int) error {
 		if err := s.send(frameFetch, appendFetch(nil, keys)); err != nil {
 			return err
 		}
-		payload, err := s.await(s.values)
+		payload, err := s.awaitValues()
 		if err != nil {
 			return err
 		}

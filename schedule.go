@@ -57,6 +57,9 @@ func (s *schedule) next() time.Duration {
 	return time.Duration((0.8 + 0.4*rand.Float64()) * float64(s.interval))
 }
 
+// longestWait is the longest that next gives for an interval.
+func longestWait(interval time.Duration) time.Duration { return interval + interval/5 }
+
 // wait returns after the time that next gives, measured from the call and
 // shortened when writes come in, or when stop or now is signalled. note is told
 // when it is going to be. It reports whether stop is not closed.

@@ -51,8 +51,16 @@ func (p *pageReader) newView(after uint64) (*view, error) {
 	if v.log.Last() {
 		head = rowSequence(v.log.Key())
 	}
+	err = v.log.Error()
+	if head < after && err == nil {
+		// Its commit may not be over yet, and the peer may have seen it for all that.
+		var has bool
+		if has, err = snap.Has(logKey(after), nil); has {
+			head = after
+		}
+	}
 	v.head = p.r.history.label(head)
-	if err := v.log.Error(); err != nil {
+	if err != nil {
 		v.release()
 		return nil, err
 	}

@@ -22,6 +22,8 @@ const (
 	aliveWait = 2 * time.Second
 	// byePatience is for how long a bye may take to be sent, or to be found.
 	byePatience = 100 * time.Millisecond
+	// stateStarting is the state until the first page is merged.
+	stateStarting = "starting"
 	// maxRequestFrame bounds pulls and fetches, which carry keys.
 	maxRequestFrame = 1 << 20
 )
@@ -84,7 +86,7 @@ func newSession(ctx context.Context, r *Replicator, c *conn, own, h hello, recor
 		ask:     make(chan struct{}, 1),
 		settled: make(chan struct{}, 1),
 		changed: make(chan struct{}),
-		state:   "starting",
+		state:   stateStarting,
 	}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	return s
@@ -415,6 +417,13 @@ func (s *session) wait(ctx context.Context, done func(token uint64) bool) error 
 	}
 }
 
+// worked reports whether a page of the peer's was merged.
+func (s *session) worked() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state != stateStarting
+}
+
 // ended reports whether the session is over, or about to be.
 func (s *session) ended() bool { return s.ctx.Err() != nil }
 
@@ -432,12 +441,19 @@ func (s *session) serve() error {
 	defer delay.Stop()
 	var waiting *pull
 	var flush uint64
+	met := s.dialed // and was met in the handshake
 	for {
 		late := false
 		select {
 		case <-s.ctx.Done():
 			return nil
 		case p := <-s.pulls:
+			if !met { // whoever pulls has read our hello
+				if err := s.r.syncer.meet(s.hello, s.record, ""); err != nil {
+					return err
+				}
+				met = true
+			}
 			waiting = &p
 		case keys := <-s.fetches:
 			parts, err := reader.values(keys)
@@ -488,7 +504,7 @@ const (
 func (s *session) due(p *pull, flush uint64, late bool) due {
 	head := s.r.commits.visible.head.Load()
 	at := p.checkpoint.seq
-	if !p.wait || p.scan != scanNone || p.seen.seq > at || !s.r.history.knows(&p.cursor, head) {
+	if !p.wait || p.scan != scanNone || p.seen.seq > at || !s.r.history.knows(&p.cursor, max(head, p.seen.seq)) {
 		return dueNow
 	}
 	switch {

@@ -126,8 +126,12 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// accept takes connections until the listener is closed.
+// accept takes connections until the listener is closed, which it is when
+// replication stops.
 func (y *syncer) accept() {
+	defer y.listener.Close()
+	stop := context.AfterFunc(y.ctx, func() { y.listener.Close() })
+	defer stop()
 	for failures := 0; ; {
 		c, err := y.listener.Accept()
 		switch {
@@ -191,6 +195,7 @@ func (y *syncer) keep(ctx context.Context, p *peer) {
 	signal(p.dial) // the first attempt is made at once
 	for {
 		if s := y.sessionOf(p); s != nil {
+			p.joined()
 			select {
 			case <-s.done:
 				p.ended(s)
@@ -325,16 +330,37 @@ func (y *syncer) publishWakes() {
 	y.wakes.Store(&wakes)
 }
 
-// meet returns the peer's record. A peer that is new, or in a new epoch, is
-// recorded with Sync before anything is served to it.
-func (y *syncer) meet(h hello, addr string) (*peerRecord, error) {
+// recall returns the record of the peer that said hello. If its history has
+// forked, it is told so over its session, too: it may not listen to this
+// connection, for that session's sake.
+func (y *syncer) recall(h hello) (*peerRecord, error) {
 	y.mu.Lock()
 	record := y.known[h.id]
 	if record == nil {
 		record = new(peerRecord)
 		y.known[h.id] = record
 	}
+	s := y.sessions[h.id]
 	y.mu.Unlock()
+	record.mu.Lock()
+	forked := record.forked(h.epoch)
+	record.mu.Unlock()
+	if !forked {
+		return record, nil
+	}
+	err := errForked(h)
+	if s != nil && s.hello.nonce == h.nonce {
+		s.cancel(err)
+	}
+	return nil, err
+}
+
+// meet records, with Sync and before anything is served, a peer that is new or
+// in a new epoch. It has to have heard of us: a hello may come late, when the
+// process that sent it has ended, and its epoch has been followed by another. The
+// address is where it was dialled, or empty: the port that a peer dials from says
+// nothing.
+func (y *syncer) meet(h hello, record *peerRecord, addr string) error {
 	record.mu.Lock()
 	forked, changed := record.forked(h.epoch), false
 	if !forked {
@@ -342,12 +368,16 @@ func (y *syncer) meet(h hello, addr string) (*peerRecord, error) {
 	}
 	record.mu.Unlock()
 	if forked {
-		return nil, fmt.Errorf("%w: the history of id %v has forked: epoch %v is back", ErrCloned, h.id, h.epoch)
+		return errForked(h)
 	}
 	if !changed {
-		return record, nil
+		return nil
 	}
-	return record, y.saveRecord(h.id, record, true, func(*peerRecord) {})
+	return y.saveRecord(h.id, record, true, func(*peerRecord) {})
+}
+
+func errForked(h hello) error {
+	return fmt.Errorf("%w: the history of id %v has forked: epoch %v is back", ErrCloned, h.id, h.epoch)
 }
 
 // saveRecord changes a peer's record and writes its row.
@@ -377,25 +407,29 @@ func (y *syncer) renewIfForked(id DatabaseID, err error) {
 // too. What was acknowledged to the old id may have been acknowledged to the
 // other; checkpoints are of logs that this replica did read, and stay.
 func (y *syncer) renewID(old DatabaseID) {
+	var renewed DatabaseID
 	err := y.r.commits.enter(true, func(s *committer) error {
 		y.mu.Lock()
 		defer y.mu.Unlock()
 		if y.id != old {
 			return nil // renewed already
 		}
-		y.id = newDatabaseID()
+		renewed = newDatabaseID()
+		y.id = renewed
 		s.batch.Put(metaKey(metaID), y.id[:])
 		for id, record := range y.known {
 			record.store(s.batch, id, func(p *peerRecord) { p.acknowledged, p.peerHead = position{}, 0 })
 		}
-		y.r.options.Logger.Warn("replicator: another replica has this database id, perhaps the directory was copied; drew a new one",
-			"old", old, "new", y.id)
 		for _, session := range y.sessions {
 			session.cancel(errRenewed)
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, ErrClosed) {
+	switch {
+	case err == nil && !renewed.IsZero():
+		y.r.options.Logger.Warn("replicator: another replica has this database id, perhaps the directory was copied; drew a new one",
+			"old", old, "new", renewed)
+	case err != nil && !errors.Is(err, ErrClosed):
 		y.r.options.Logger.Error("replicator: could not draw a new database id", "error", err)
 	}
 }

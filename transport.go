@@ -80,10 +80,10 @@ func (c *progressWriter) Write(b []byte) (written int, err error) {
 
 func extend(until *time.Time, timeout time.Duration, set func(time.Time) error) error {
 	now := time.Now()
-	if until.Sub(now) > timeout-timeout/8 {
+	if until.Sub(now) >= timeout {
 		return nil
 	}
-	*until = now.Add(timeout)
+	*until = now.Add(timeout + timeout/8)
 	return set(*until)
 }
 

@@ -1,0 +1,400 @@
+package replicator
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"io"
+	"net"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const wireEpoch Origin = 0x8000000000000001
+
+// wireMessage is one message, as a value and as the bytes of its frame.
+type wireMessage struct {
+	name  string
+	kind  byte
+	value any
+	parts [][]byte // of the payload, as send gets them
+	hex   string   // the frame; blanks stand between fields
+}
+
+// valuesMessage is the answer to a fetch.
+type valuesMessage struct {
+	answered uint64
+	entries  []entry
+}
+
+// appendEntries is what the serve side does with a page's and a values' entries.
+func appendEntries(dst []byte, entries []entry) []byte {
+	var previous Origin
+	for i := range entries {
+		e := &entries[i]
+		dst = appendEntry(dst, e, previous)
+		if !e.absent && !e.Deleted {
+			dst = append(dst, e.value...)
+		}
+		previous = e.Origin
+	}
+	return dst
+}
+
+func (p *page) encode() []byte {
+	return appendEntries(p.appendHeader(nil, len(p.entries)), p.entries)
+}
+
+func (v *valuesMessage) encode() []byte {
+	b := binary.AppendUvarint(binary.AppendUvarint(nil, v.answered), uint64(len(v.entries)))
+	return appendEntries(b, v.entries)
+}
+
+// wireMessages has one message, or more, of each type.
+func wireMessages() []wireMessage {
+	hi := &hello{
+		minVersion: 1, maxVersion: 1, clockKind: clockLamport, cluster: "prod",
+		id:    DatabaseID{0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff},
+		epoch: wireEpoch, nonce: 0x0102030405060708, maxKey: MaxKeySize, maxValue: defaultMaxValueSize,
+	}
+	held := &pull{wait: true, inline: 1024, cursor: cursor{
+		checkpoint: position{wireEpoch, 300}, seen: position{wireEpoch, 300}, key: []byte{}}}
+	scan := &pull{inline: 1024, cursor: cursor{
+		checkpoint: position{wireEpoch, 5}, seen: position{wireEpoch, 900}, scan: scanLog,
+		upper: position{wireEpoch, 900}, reached: 401, key: []byte{}}}
+	full := &pull{wait: true, adopts: true, inline: 64 << 10, cursor: cursor{
+		seen: position{wireEpoch, 9}, scan: scanFull, upper: position{wireEpoch, 9}, key: []byte("m")}}
+	small := &page{head: position{wireEpoch, 9}, floor: 1, reached: 6, key: []byte{}, entries: []entry{
+		{key: []byte("a"), Version: Version{Stamp{2, wireEpoch}, false}, value: []byte("v")},
+		{key: []byte("b"), Version: Version{Stamp{3, wireEpoch}, true}},
+		{key: []byte("c"), Version: Version{Stamp{0, 0x11a363b87dbe477b}, false}, absent: true, size: 5000, hash: 0x11a363b87dbe477b},
+	}}
+	last := &page{done: true, head: position{wireEpoch, 9}, floor: 1, key: []byte("z"), entries: []entry{}}
+	foreign := &page{unknown: true, head: position{wireEpoch, 9}, floor: 4, key: []byte{}, entries: []entry{}}
+	values := &valuesMessage{2, []entry{{key: []byte("c"), Version: Version{Stamp{0, 0x535c416a85b807e9}, false}, value: []byte("large")}}}
+	const head = "8000000000000001 09"
+	return []wireMessage{
+		{"hello", frameHello, hi, [][]byte{hi.append(nil)},
+			"0000003c 01 7265706c696361746f720d0a 01 01 01 0470726f64 00112233445566778899aabbccddeeff" +
+				"8000000000000001 0102030405060708 808004 80808008 a37ea95a"},
+		{"accept", frameAccept, nil, [][]byte{{0x80, 0x01}}, "00000003 02 8001 26a3888d"},
+		{"bye", frameBye, &byeReceived{byeError, "replicator: closed"}, [][]byte{appendBye(nil, ErrClosed)},
+			"00000015 03 01 127265706c696361746f723a20636c6f736564 fe5d7d3a"},
+		{"bye with a code", frameBye, &byeReceived{byeSelf, ErrSelf.Error()}, [][]byte{appendBye(nil, ErrSelf)},
+			"00000030 03 06 2d" +
+				"7265706c696361746f723a2074686520616464726573732069732074686973207265706c6963612773206f776e 315107eb"},
+		{"ack", frameAck, &ack{position{wireEpoch, 300}, 7}, [][]byte{(&ack{position{wireEpoch, 300}, 7}).append(nil)},
+			"0000000c 04 8000000000000001 ac02 07 ebdc0b02"},
+		{"ack that takes back", frameAck, &ack{}, [][]byte{(&ack{}).append(nil)}, "0000000b 04 0000000000000000 00 00 fcce841e"},
+		{"pull, held", framePull, held, [][]byte{held.append(nil)},
+			"00000024 05 01 8008 8000000000000001 ac02 8000000000000001 ac02 00 0000000000000000 00 00 00 7dc0be01"},
+		{"pull of a log scan", framePull, scan, [][]byte{scan.append(nil)},
+			"00000025 05 00 8008 8000000000000001 05 8000000000000001 8407 01 8000000000000001 8407 9103 00 70ec3e0b"},
+		{"pull of a full scan", framePull, full, [][]byte{full.append(nil)},
+			"00000024 05 03 808004 0000000000000000 00" + head + "02" + head + "00 016d cb69cc58"},
+		{"page", framePage, small, [][]byte{small.appendHeader(nil, 3), appendEntries(nil, small.entries)},
+			"00000037 06 00" + head + "01 06 00 03" +
+				"00 02 8000000000000001 0161 0176" +
+				"03 03 0162" +
+				"04 00 11a363b87dbe477b 0163 8827 11a363b87dbe477b 9e4f2efc"},
+		{"last page", framePage, last, [][]byte{last.encode()}, "00000010 06 02" + head + "01 00 017a 00 4f6f0389"},
+		{"page of another log", framePage, foreign, [][]byte{foreign.encode()}, "0000000f 06 01" + head + "04 00 00 00 221f2d6e"},
+		{"fetch", frameFetch, [][]byte{[]byte("a"), []byte("c")}, [][]byte{appendFetch(nil, [][]byte{[]byte("a"), []byte("c")})},
+			"00000006 07 02 0161 0163 9e50e495"},
+		{"values", frameValues, values, [][]byte{{2, 1}, appendEntry(nil, &values.entries[0], 0), values.entries[0].value},
+			"00000015 08 02 01 00 00 535c416a85b807e9 0163 056c61726765 497347d9"},
+		{"ping", framePing, uint64(3), [][]byte{{3}}, "00000002 09 03 6c87dfe9"},
+		{"pong", framePong, &pong{3, 300}, [][]byte{(&pong{3, 300}).append(nil)}, "00000004 0a 03 ac02 5d8700bb"},
+	}
+}
+
+// parseMessage parses the payload of any type but accept, and encodes it again.
+func parseMessage(kind byte, b []byte, maxValue int) (value any, again []byte, err error) {
+	switch kind {
+	case frameHello:
+		h, err := parseHello(b)
+		return &h, h.append(nil), err
+	case frameBye:
+		var bye *byeReceived
+		err := parseBye(b)
+		if !errors.As(err, &bye) {
+			return nil, nil, err
+		}
+		return bye, appendBytes([]byte{byte(bye.code)}, bye.text), nil
+	case frameAck:
+		a, err := parseAck(b)
+		return &a, a.append(nil), err
+	case framePull:
+		p, err := parsePull(b)
+		return &p, p.append(nil), err
+	case framePage:
+		p, err := parsePage(b, maxValue)
+		return &p, p.encode(), err
+	case frameFetch:
+		keys, err := parseFetch(b)
+		return keys, appendFetch(nil, keys), err
+	case frameValues:
+		answered, entries, err := parseValues(b, maxValue)
+		v := &valuesMessage{answered, entries}
+		return v, v.encode(), err
+	case framePing:
+		token, err := parsePing(b)
+		return token, binary.AppendUvarint(nil, token), err
+	case framePong:
+		p, err := parsePong(b)
+		return &p, p.append(nil), err
+	}
+	panic("no such message")
+}
+
+// overPipe returns what arrives of what is done to one end of a pipe.
+func overPipe(do func(c *conn)) []byte {
+	a, b := net.Pipe()
+	defer a.Close()
+	go func() {
+		do(newConn(b, time.Minute, time.Minute))
+		b.Close()
+	}()
+	arrived, _ := io.ReadAll(a)
+	return arrived
+}
+
+// receiveFrom receives one frame as a session does.
+func receiveFrom(sent []byte, limit func(kind byte) int) (kind byte, payload []byte, err error) {
+	a, b := net.Pipe()
+	defer a.Close()
+	go func() {
+		b.Write(sent)
+		b.Close()
+	}()
+	return newConn(a, time.Minute, time.Minute).receive(limit)
+}
+
+// inSession is what a session accepts whose values have at most 1 MiB.
+func inSession(kind byte) int {
+	return (&session{r: &Replicator{options: Options{MaxValueSize: 1 << 20}}}).frameLimit(kind)
+}
+
+func anyFrame(byte) int { return 1 << 20 }
+
+func TestFramesByteForByte(t *testing.T) {
+	kinds := map[byte]bool{}
+	for _, m := range wireMessages() {
+		t.Run(m.name, func(t *testing.T) {
+			kinds[m.kind] = true
+			sent := overPipe(func(c *conn) { require.NoError(t, c.send(m.kind, m.parts...)) })
+			require.Equal(t, strings.ReplaceAll(m.hex, " ", ""), hex.EncodeToString(sent))
+			kind, payload, err := receiveFrom(sent, anyFrame)
+			require.NoError(t, err)
+			require.Equal(t, m.kind, kind)
+			require.Equal(t, bytes.Join(m.parts, nil), payload)
+			if m.kind != frameAccept {
+				value, again, err := parseMessage(kind, payload, 1<<20)
+				require.NoError(t, err)
+				require.Equal(t, m.value, value)
+				require.Equal(t, payload, again)
+			}
+		})
+	}
+	require.Len(t, kinds, framePong)
+}
+
+func TestFramesCutShort(t *testing.T) {
+	for _, m := range wireMessages() {
+		t.Run(m.name, func(t *testing.T) {
+			sent := overPipe(func(c *conn) { c.send(m.kind, m.parts...) })
+			for n := range sent {
+				_, _, err := receiveFrom(sent[:n], anyFrame)
+				require.Error(t, err, "frame cut at %d", n)
+			}
+			payload := bytes.Join(m.parts, nil)
+			for n := 0; n < len(payload) && m.kind != frameAccept; n++ {
+				_, _, err := parseMessage(m.kind, payload[:n:n], 1<<20)
+				require.ErrorIs(t, err, ErrProtocol, "payload cut at %d", n)
+			}
+		})
+	}
+}
+
+// TestFramesAltered changes each bit of each frame: a checksum finds all that the
+// length and the type let through.
+func TestFramesAltered(t *testing.T) {
+	for _, m := range wireMessages() {
+		sent := overPipe(func(c *conn) { c.send(m.kind, m.parts...) })
+		for i := range 8 * len(sent) {
+			sent[i/8] ^= 1 << (i % 8)
+			_, _, err := receiveFrom(sent, anyFrame)
+			require.Error(t, err, "%s, bit %d", m.name, i)
+			sent[i/8] ^= 1 << (i % 8)
+		}
+	}
+}
+
+func TestFramesMalformed(t *testing.T) {
+	frame := func(size uint32, kind byte) []byte {
+		return append(binary.BigEndian.AppendUint32(nil, size), kind, 0, 0, 0, 0, 0, 0)
+	}
+	wrong := overPipe(func(c *conn) { c.send(framePing, []byte{3}) })
+	wrong[len(wrong)-1]++
+	for name, c := range map[string]struct {
+		frame []byte
+		says  string
+	}{
+		"wrong checksum":           {wrong, "wrong checksum"},
+		"length 0":                 {frame(0, framePing), "has length 0"},
+		"length 2^32-1":            {frame(1<<32-1, framePage), "has length 4294967295"},
+		"small frame a byte over":  {frame(4<<10+1, framePing), "has length 4097"},
+		"request a byte over":      {frame(1<<20+1, framePull), "has length 1048577"},
+		"page a byte over":         {frame(5<<20+1, framePage), "has length 5242881"},
+		"values a byte over":       {frame(5<<20+1, frameValues), "has length 5242881"},
+		"unknown type 0":           {frame(2, 0), "unknown type 0"},
+		"unknown type 11":          {frame(2, 11), "unknown type 11"},
+		"unknown type 255":         {frame(2, 255), "unknown type 255"},
+		"a hello in a session":     {frame(2, frameHello), "unknown type 1"},
+		"an accept in a session":   {frame(2, frameAccept), "unknown type 2"},
+		"the first bytes of HTTP":  {[]byte("GET / HTTP/1.1\r\n\r\n"), "unknown type 47"},
+		"a TLS client's beginning": {[]byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"), "length 369295618"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := receiveFrom(c.frame, inSession)
+			require.ErrorIs(t, err, ErrProtocol)
+			require.ErrorContains(t, err, c.says)
+		})
+	}
+}
+
+// TestInvariant12BoundedFrames announces a gigabyte and sends nothing of it.
+func TestInvariant12BoundedFrames(t *testing.T) {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, _, err := receiveFrom([]byte("\x40\x00\x00\x00\x06"), func(byte) int { return 1 << 30 })
+	runtime.ReadMemStats(&after)
+	require.Error(t, err)
+	require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(4<<20))
+}
+
+func TestMessagesMalformed(t *testing.T) {
+	put := func(key string) entry {
+		return entry{key: []byte(key), Version: Version{Stamp{2, wireEpoch}, false}, value: []byte("value")}
+	}
+	pageOf := func(entries ...entry) []byte {
+		return (&page{head: position{wireEpoch, 9}, floor: 1, reached: 6, entries: entries}).encode()
+	}
+	header := (&page{head: position{wireEpoch, 9}, floor: 1, reached: 6}).appendHeader(nil, 0)
+	header = header[:len(header)-1] // up to the count
+	absent := put("a")
+	absent.value, absent.absent, absent.size = nil, true, 1001
+	large := put("a")
+	large.value = make([]byte, 1001)
+	uvarint := func(dst []byte, v uint64) []byte { return binary.AppendUvarint(dst[:len(dst):len(dst)], v) }
+	tooLong := append(bytes.Repeat([]byte{0xff}, 10), 1) // a uvarint above 64 bits
+
+	for name, c := range map[string]struct {
+		kind byte
+		b    []byte
+		says string
+	}{
+		"hello: other magic":          {frameHello, []byte("replicator\n\n"), "does not speak this protocol"},
+		"hello: cluster of 256 bytes": {frameHello, (&hello{minVersion: 1, maxVersion: 1, cluster: strings.Repeat("c", 256)}).append(nil), "at most 255"},
+		"bye: text of 1025 bytes":     {frameBye, appendBytes([]byte{1}, strings.Repeat("t", 1025)), "at most 1024"},
+		"bye: trailing byte":          {frameBye, []byte{1, 0, 0}, "1 bytes left over"},
+		"ack: trailing byte":          {frameAck, append((&ack{}).append(nil), 0), "1 bytes left over"},
+		"pull: key of 64 KiB + 1":     {framePull, (&pull{cursor: cursor{key: make([]byte, MaxKeySize+1)}}).append(nil), "at most 65536"},
+		"pull: trailing byte":         {framePull, append((&pull{}).append(nil), 0), "1 bytes left over"},
+		"page: keys descend":          {framePage, pageOf(put("b"), put("a")), `key "a" is not above`},
+		"page: one key twice":         {framePage, pageOf(put("a"), put("a")), `key "a" is not above`},
+		"page: reserved prefix":       {framePage, pageOf(put(reserved)), ErrReserved.Error()},
+		"page: reserved key":          {framePage, pageOf(put(reserved + "iuser")), ErrReserved.Error()},
+		"page: value too large":       {framePage, pageOf(large), "at most 1000"},
+		"page: value claims too much": {framePage, pageOf(absent), "has 1001 bytes, the limit is 1000"},
+		"page: key of 64 KiB + 1":     {framePage, pageOf(put(strings.Repeat("k", MaxKeySize+1))), "at most 65536"},
+		"page: fewer entries":         {framePage, append(uvarint(header, 2), appendEntries(nil, []entry{put("a")})...), "truncated"},
+		"page: more entries":          {framePage, append(uvarint(header, 1), appendEntries(nil, []entry{put("a"), put("b")})...), "left over"},
+		"page: count of 2^64-1":       {framePage, uvarint(header, 1<<64-1), "the limit is 500"},
+		"page: count beyond bytes":    {framePage, append(uvarint(header, 11), make([]byte, 30)...), "truncated"},
+		"page: trailing byte":         {framePage, append(pageOf(put("a")), 0), "1 bytes left over"},
+		"page: uvarint too long":      {framePage, append(header[:10:10], tooLong...), "truncated"},
+		"fetch: count of 501":         {frameFetch, append(uvarint(nil, 501), make([]byte, 501)...), "truncated"},
+		"fetch: count of 2^64-1":      {frameFetch, uvarint(nil, 1<<64-1), "truncated"},
+		"fetch: key of 64 KiB + 1":    {frameFetch, appendFetch(nil, [][]byte{make([]byte, MaxKeySize+1)}), "at most 65536"},
+		"fetch: trailing byte":        {frameFetch, append(appendFetch(nil, [][]byte{{'a'}}), 0), "1 bytes left over"},
+		"values: keys descend":        {frameValues, (&valuesMessage{2, []entry{put("b"), put("a")}}).encode(), `key "a" is not above`},
+		"values: reserved key":        {frameValues, (&valuesMessage{1, []entry{put(reserved + "x")}}).encode(), ErrReserved.Error()},
+		"values: value too large":     {frameValues, (&valuesMessage{1, []entry{large}}).encode(), "at most 1000"},
+		"values: trailing byte":       {frameValues, []byte{0, 0, 0}, "1 bytes left over"},
+		"ping: trailing byte":         {framePing, []byte{3, 3}, "1 bytes left over"},
+		"pong: trailing byte":         {framePong, []byte{3, 3, 3}, "1 bytes left over"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := parseMessage(c.kind, c.b, 1000)
+			require.ErrorIs(t, err, ErrProtocol)
+			require.ErrorContains(t, err, c.says)
+		})
+	}
+}
+
+// TestHelloOfOtherVersions: what the versions have in common is read first, and
+// what a later one appends is passed over.
+func TestHelloOfOtherVersions(t *testing.T) {
+	own := wireMessages()[0].value.(*hello)
+	h, err := parseHello(append(own.append(nil), "more"...))
+	require.NoError(t, err)
+	require.Equal(t, *own, h)
+	for name, versions := range map[string][2]uint64{"later": {2, 9}, "earlier": {0, 0}, "none": {2, 1}} {
+		start := append([]byte(protocolMagic), byte(versions[0]), byte(versions[1]))
+		for _, b := range [][]byte{start, append(start, "of another layout"...)} {
+			_, err := parseHello(b)
+			require.ErrorIs(t, err, ErrRefused, name)
+			require.ErrorContains(t, err, "this side 1 to 1", name)
+		}
+	}
+	for _, versions := range [][2]uint64{{0, 1}, {1, 1}, {1, 200}} {
+		own.minVersion, own.maxVersion = versions[0], versions[1]
+		_, err := parseHello(own.append(nil))
+		require.NoError(t, err, versions)
+	}
+}
+
+// FuzzMessages parses what no peer should have sent: it never panics, every error
+// has its sentinel, what is accepted is in bounds and reads back as it was.
+func FuzzMessages(f *testing.F) {
+	for _, m := range wireMessages() {
+		if m.kind != frameAccept {
+			f.Add(m.kind, bytes.Join(m.parts, nil))
+		}
+	}
+	f.Add(byte(framePage), append([]byte{0, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0xff, 0xff, 0xff, 0xff, 0x0f))
+	f.Fuzz(func(t *testing.T, kind byte, b []byte) {
+		if kind == frameAccept || kind < frameHello || kind > framePong {
+			return
+		}
+		const maxValue = 1000
+		value, again, err := parseMessage(kind, b, maxValue)
+		if err != nil {
+			require.True(t, errors.Is(err, ErrProtocol) || errors.Is(err, ErrRefused), "%v", err)
+			return
+		}
+		var entries []entry
+		switch m := value.(type) {
+		case *page:
+			entries = m.entries
+		case *valuesMessage:
+			entries = m.entries
+		}
+		for i := range entries {
+			e := &entries[i]
+			require.LessOrEqual(t, len(e.key), MaxKeySize)
+			require.False(t, isReserved(e.key))
+			require.LessOrEqual(t, max(uint64(len(e.value)), e.size), uint64(maxValue))
+			require.True(t, i == 0 || bytes.Compare(entries[i-1].key, e.key) < 0)
+		}
+		same, _, err := parseMessage(kind, again, maxValue)
+		require.NoError(t, err)
+		require.Equal(t, value, same)
+	})
+}

@@ -26,6 +26,7 @@ type cluster struct {
 	// written is every value that a put gave a stamp to.
 	written map[replicator.Stamp]string
 	boots   int
+	paging  func(replicator.Options) *replicator.Options
 }
 
 // node is one server: its host name is also its address.
@@ -43,6 +44,7 @@ func newCluster(t testing.TB, seed int64, nodes int) *cluster {
 	c := &cluster{
 		t: t, rng: rand.New(rand.NewPCG(uint64(seed), 0)), net: newMemNetwork(seed),
 		written: map[replicator.Stamp]string{},
+		paging:  func(o replicator.Options) *replicator.Options { return &o },
 	}
 	for i := range nodes {
 		c.nodes = append(c.nodes, &node{c: c, name: fmt.Sprintf("n%d", i), disk: newSimDisk(), boot: c.newBoot()})
@@ -97,7 +99,7 @@ func (n *node) options() *replicator.Options {
 	for _, p := range n.peers {
 		o.Peers[p] = nil
 	}
-	return replicator.WithBootID(o, fmt.Sprint("boot ", n.boot))
+	return n.c.paging(*replicator.WithBootID(o, fmt.Sprint("boot ", n.boot)))
 }
 
 func (n *node) open() {

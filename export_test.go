@@ -14,6 +14,14 @@ func WithBootID(o Options, id string) *Options {
 	return &o
 }
 
+// WithPages returns the options with a number of entries that a page has at most,
+// and with a decision whether a scan of the log, of more pages than one, goes on in
+// key order.
+func WithPages(o Options, entries int, rescan func() bool) *Options {
+	o.pageEntries, o.rescan = entries, rescan
+	return &o
+}
+
 // Versions returns the version of every key ever written, tombstones included.
 func Versions(db *leveldb.DB) (map[string]Version, error) {
 	versions := map[string]Version{}

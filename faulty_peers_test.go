@@ -372,20 +372,19 @@ func TestFaultyMalformedAccept(t *testing.T) {
 	require.EqualValues(t, wireBye, kind)
 }
 
-// TestFaultyForkedButSpare: a clone of G says hello to V, and is cut off. G has a
-// session with V, which it dialled. V, dialling G, finds two lineages, and G has to
-// learn of it, though that connection is one too many.
-func TestFaultyForkedButSpare(t *testing.T) {
-	v := newHost(t, nil)
-	g := newHost(t, nil)
+// TestFaultyForked: a clone of G has talked to V. When V dials G, it finds two
+// lineages under one id, and G learns of it, though it has said hello already.
+func TestFaultyForked(t *testing.T) {
+	v, g := newHost(t, nil), newHost(t, nil)
 	for bytes.Compare(idOf(g), idOf(v)) > 0 { // G decides which connection stays
 		g = newHost(t, nil)
 	}
-	was := g.Status().ID
-	require.NoError(t, g.AddPeer(v.Addr().String(), nil))
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	was := g.Status().ID
+	require.NoError(t, g.AddPeer(v.Addr().String(), nil))
 	require.NoError(t, g.SyncNow(ctx))
+	require.NoError(t, g.RemovePeer(v.Addr().String()))
 	clone := newWireHi()
 	clone.id = was
 	c := dialWire(t, v.Addr())
@@ -394,7 +393,7 @@ func TestFaultyForkedButSpare(t *testing.T) {
 	c.await(wirePage, 0)
 	c.Close()
 	require.NoError(t, v.AddPeer(g.Addr().String(), nil))
-	require.Eventually(t, func() bool { return v.SyncNow(ctx) == nil && g.SyncNow(ctx) == nil }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return v.SyncNow(ctx) == nil }, 10*time.Second, 10*time.Millisecond)
 	require.NotEqual(t, was, g.Status().ID)
 }
 

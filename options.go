@@ -94,7 +94,9 @@ type Options struct {
 	// full, and it pulls them in full. Needed for one opening.
 	Recovered bool
 
-	bootID func() string // for tests; the machine's boot id, "" if unknown
+	bootID      func() string // for tests; the machine's boot id, "" if unknown
+	pageEntries int           // for tests; how many entries a page has at most
+	rescan      func() bool   // for tests; decides how a long scan of the log goes on
 }
 
 // Validate returns all that is wrong with the options, joined, or nil.
@@ -181,6 +183,7 @@ func (o *Options) withDefaults() Options {
 	setDefault(&c.MaxInterval, max(defaultMaxInterval, c.MinInterval))
 	setDefault(&c.Timeout, defaultTimeout)
 	setDefault(&c.MaxValueSize, defaultMaxValueSize)
+	setDefault(&c.pageEntries, maxPageEntries)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}

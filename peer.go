@@ -69,7 +69,7 @@ type scan byte
 const (
 	scanNone scan = iota
 	scanLog       // the log, in reverse
-	scanFull      // the whole state, in key order
+	scanFull      // the whole state, or what of it is above the checkpoint, in key order
 )
 
 // cursor is how far a peer's log has been merged here. It is stored in the

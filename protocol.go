@@ -186,6 +186,7 @@ func parsePull(b []byte) (p pull, err error) {
 type page struct {
 	unknown bool     // the pull's positions are not of this log: pull in full
 	done    bool     // of a full scan: nothing is left behind the last key
+	rescan  bool     // of a log scan: the rest is read faster in key order
 	head    position // the snapshot's
 	floor   uint64   // the snapshot's
 	reached uint64   // of a log scan: read down to this record
@@ -196,6 +197,7 @@ type page struct {
 const (
 	pageUnknown = 1
 	pageDone    = 2
+	pageRescan  = 4
 )
 
 func (p *page) appendHeader(dst []byte, entries int) []byte {
@@ -205,6 +207,9 @@ func (p *page) appendHeader(dst []byte, entries int) []byte {
 	}
 	if p.done {
 		flags |= pageDone
+	}
+	if p.rescan {
+		flags |= pageRescan
 	}
 	dst = append(dst, flags)
 	dst = appendPosition(dst, p.head)
@@ -217,7 +222,7 @@ func (p *page) appendHeader(dst []byte, entries int) []byte {
 func parsePage(b []byte, maxValue int) (p page, err error) {
 	r := decoder{rest: b}
 	flags := r.byte()
-	p.unknown, p.done = flags&pageUnknown != 0, flags&pageDone != 0
+	p.unknown, p.done, p.rescan = flags&pageUnknown != 0, flags&pageDone != 0, flags&pageRescan != 0
 	p.head = r.position()
 	p.floor, p.reached = r.uvarint(), r.uvarint()
 	p.key = r.bytes(MaxKeySize)

@@ -31,7 +31,7 @@ func (c cursor) start() cursor {
 // advance returns the cursor as it is when the page is merged.
 func (c cursor) advance(p *page) (cursor, error) {
 	switch {
-	case p.unknown && c.upper.isZero() && c.scan == scanFull:
+	case p.unknown && c.scan == scanFull && c.checkpoint.isZero() && c.upper.isZero():
 		return c, fmt.Errorf("%w: page: refuses a full pull", ErrProtocol)
 	case p.unknown:
 		return cursor{scan: scanFull}, nil
@@ -76,6 +76,9 @@ func (c cursor) advanceLog(p *page) (cursor, error) {
 		return cursor{checkpoint: c.upper, seen: c.seen}, nil
 	case p.reached >= c.reached:
 		return c, fmt.Errorf("%w: page: reached %d, not below %d", ErrProtocol, p.reached, c.reached)
+	}
+	if p.rescan {
+		return cursor{checkpoint: c.checkpoint, seen: c.seen, scan: scanFull}, nil
 	}
 	c.reached = p.reached
 	return c, nil
@@ -177,7 +180,7 @@ func (s *session) progressed(c *cursor) {
 		case c.caughtUp():
 			s.state = "in sync"
 			s.merged = c.checkpoint.seq
-		case c.scan == scanFull:
+		case c.scan == scanFull && c.checkpoint.isZero():
 			s.state = "pulling in full"
 		default:
 			s.state = "pulling the log"

@@ -9,6 +9,7 @@ import (
 
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/iterator"
+	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
 const (
@@ -18,6 +19,11 @@ const (
 	maxPageBytes   = 1 << 20
 	// maxPageScan is how many records are looked at for a page at most.
 	maxPageScan = 20 * maxPageEntries
+	// A log scan whose keys lie far apart costs two lookups a record; a scan in
+	// key order passes over scanWorth bytes of index in the time of these.
+	// Below minRescan records it is not worth the thought.
+	scanWorth = 2 << 10
+	minRescan = 20 * maxPageEntries
 )
 
 // pageReader makes the pages of one session's pulls.
@@ -83,7 +89,7 @@ func (p *pageReader) page(q *pull) (header, body []byte, entries int, err error)
 		return nil, nil, 0, err
 	}
 	defer v.release()
-	w := pageWriter{q: q, inline: min(q.inline, inlineSize), body: p.body[:0]}
+	w := pageWriter{q: q, most: p.r.options.pageEntries, inline: min(q.inline, inlineSize), body: p.body[:0]}
 	if q.scan == scanFull {
 		w.inline = min(q.inline, firstInlineSize)
 	}
@@ -117,6 +123,7 @@ type pageWriter struct {
 	inline  uint64 // values up to this size are sent along
 	body    []byte
 	entries int
+	most    int // entries
 	origin  Origin
 }
 
@@ -135,10 +142,11 @@ func (w *pageWriter) add(key []byte, v Version, value []byte) {
 }
 
 func (w *pageWriter) full() bool {
-	return w.entries >= maxPageEntries || len(w.body) >= maxPageBytes
+	return w.entries >= w.most || len(w.body) >= maxPageBytes
 }
 
-// readState adds the next keys, in key order, tombstones included.
+// readState adds the next keys, in key order, tombstones included, of which the
+// latest record is above the checkpoint.
 func (p *pageReader) readState(v *view, w *pageWriter) error {
 	start := w.q.key
 	slice := tableRange(tableIndex)
@@ -163,7 +171,7 @@ func (p *pageReader) readState(v *view, w *pageWriter) error {
 			return fmt.Errorf("%w: index of key %.64q", err, key)
 		}
 		w.page.key = append(w.page.key[:0], key...)
-		if p.echo.cover(record.seq, record.seq) {
+		if record.seq <= w.q.checkpoint.seq || p.echo.cover(record.seq, record.seq) {
 			continue
 		}
 		switch {
@@ -201,6 +209,7 @@ func (p *pageReader) readLog(v *view, w *pageWriter) error {
 	}
 	index := newFinder(v, p.r.db, tableIndex, n, records[0].key, records[n-1].key)
 	defer index.release()
+	w.page.rescan = reached > bottom && p.rescan(index.scattered, reached-bottom)
 	data := newFinder(v, p.r.db, 0, n, records[0].key, records[n-1].key)
 	defer data.release()
 	for _, l := range records {
@@ -233,6 +242,19 @@ func (p *pageReader) readLog(v *view, w *pageWriter) error {
 	return nil
 }
 
+// rescan reports whether a number of records are read faster by a scan of the
+// index. Their keys are thought to be as scattered as those of the page before.
+func (p *pageReader) rescan(scattered bool, records uint64) bool {
+	if decide := p.r.options.rescan; decide != nil {
+		return decide()
+	}
+	if !scattered || records < minRescan {
+		return false
+	}
+	size, err := p.r.db.SizeOf([]util.Range{*tableRange(tableIndex)})
+	return err == nil && uint64(size.Sum())/scanWorth < records
+}
+
 // recordsBelow collects a page of records in reverse, and tells down to where
 // it read.
 func (p *pageReader) recordsBelow(v *view, below, bottom uint64) (records []logged, reached uint64, err error) {
@@ -243,7 +265,7 @@ func (p *pageReader) recordsBelow(v *view, below, bottom uint64) (records []logg
 	}
 	size := 0
 	for scanned := 0; ok; ok, scanned = it.Prev(), scanned+1 {
-		if len(records) >= maxPageEntries || size >= maxPageBytes/2 || scanned >= maxPageScan {
+		if len(records) >= p.r.options.pageEntries || size >= maxPageBytes/2 || scanned >= maxPageScan {
 			return records, reached, it.Error()
 		}
 		reached = rowSequence(it.Key())

@@ -95,18 +95,22 @@ func newSession(ctx context.Context, r *Replicator, c *conn, own, h hello, recor
 // run converses until the connection breaks, one side ends it, or the session
 // is cancelled; it returns why.
 func (s *session) run() error {
-	if s.decides() {
-		if err := s.send(frameAccept, binary.AppendUvarint(nil, s.number)); err != nil {
-			s.cancel(err)
-		}
-	}
 	var wg sync.WaitGroup
-	for _, part := range []func() error{s.receive, s.heartbeat, s.control, s.serve, s.pull} {
+	start := func(part func() error) {
 		wg.Go(func() {
 			if err := part(); err != nil {
 				s.cancel(err)
 			}
 		})
+	}
+	start(s.receive) // the peer's answer to the hello may be a bye
+	if s.decides() {
+		if err := s.send(frameAccept, binary.AppendUvarint(nil, s.number)); err != nil {
+			s.cancel(err)
+		}
+	}
+	for _, part := range []func() error{s.heartbeat, s.control, s.serve, s.pull} {
+		start(part)
 	}
 	<-s.ctx.Done()
 	cause := context.Cause(s.ctx)

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/level-replicator/replicator"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
 )
@@ -44,6 +46,7 @@ func simulate(t *testing.T, seed int64) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &simulation{cluster: newCluster(t, seed, 3+int(seed%5))}
 		s.build()
+		s.page()
 		s.open()
 		defer s.close()
 		for step := range *simSteps {
@@ -99,6 +102,17 @@ func (s *simulation) build() {
 		}
 	}
 	s.trace("%d nodes, topology %s", n, [...]string{"mesh", "chain", "star", "ring"}[topology])
+}
+
+// page chooses how small pages are, and how often a scan goes on in key order.
+func (s *simulation) page() {
+	entries := []int{1, 2, 3, 5, 500}[s.rng.IntN(5)]
+	oneIn := []int64{1, 2, 5, 1 << 62}[s.rng.IntN(4)]
+	var pages atomic.Int64
+	s.paging = func(o replicator.Options) *replicator.Options {
+		return replicator.WithPages(o, entries, func() bool { return pages.Add(1)%oneIn == 0 })
+	}
+	s.trace("pages of %d, one in %d goes on in key order", entries, oneIn)
 }
 
 func (s *simulation) trace(format string, args ...any) {

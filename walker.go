@@ -56,6 +56,10 @@ type finder struct {
 	table byte
 	walk  *walker
 	row   []byte
+
+	// scattered tells that the keys are many, and so far apart that each takes a
+	// read of its own.
+	scattered bool
 }
 
 const (
@@ -73,7 +77,9 @@ func newFinder(db reader, sizes sizer, table byte, keys int, first, last []byte)
 		return f
 	}
 	slice := util.Range{Start: f.rowKey(first), Limit: append(f.rowKey(last), 0)}
-	if size, err := sizes.SizeOf([]util.Range{slice}); err == nil && size.Sum()/int64(keys) < farApart {
+	size, err := sizes.SizeOf([]util.Range{slice})
+	f.scattered = err != nil || size.Sum()/int64(keys) >= farApart
+	if !f.scattered {
 		f.walk = newWalker(db, &slice)
 	}
 	return f

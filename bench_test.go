@@ -401,6 +401,7 @@ func benchMemory(b *testing.B) {
 		}
 	})
 	report(b, figure{name: "live heap of a first sync of 16 MiB values", ours: heap / mib, unit: "MiB", other: raw / mib, than: "raw get and put"})
+	report(b, figure{name: "the same, less what raw get and put take", ours: (heap - raw) / mib, unit: "MiB", other: size / mib, than: "value", atMost: 4})
 }
 
 // copyHeap returns by how much copying what is in one replica to another raises

@@ -263,11 +263,12 @@ func (c *committer) reserve(limit uint64) error {
 }
 
 // A change is three rows. Those of many changes are added table by table, for
-// leveldb inserts neighbours faster than rows from all over the database. A large
-// value comes last, for the batch doubles its memory when it grows.
+// leveldb inserts neighbours faster than rows from all over the database. The
+// longest keys come first, for leveldb allocates for each that is longer than all
+// before it; a large value comes last, for the batch doubles its memory when it grows.
 const (
-	rowLog = iota
-	rowIndex
+	rowIndex = iota
+	rowLog
 	rowData
 	rowsOfChange
 )

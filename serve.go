@@ -3,6 +3,7 @@ package replicator
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -36,55 +37,50 @@ type pageReader struct {
 // view is one snapshot of the log: what is read from it fits together.
 type view struct {
 	*leveldb.Snapshot
-	log   iterator.Iterator // over the records that matter to the pull
-	head  position
-	floor uint64
+	head  uint64            // the snapshot's, once openLog has found it; until then, at most that
+	floor uint64            // the snapshot's
+	log   iterator.Iterator // over the records that matter to the pull, once openLog was called
 }
 
-// newView takes a snapshot and finds its head. Of the log's records, those after
-// a sequence are enough to look at.
-func (p *pageReader) newView(after uint64) (*view, error) {
+func (p *pageReader) newView() (*view, error) {
 	published := &p.r.commits.visible
-	atLeast := published.head.Load()
+	head := published.head.Load()
 	snap, err := p.r.db.GetSnapshot()
 	if err != nil {
 		return nil, err
 	}
 	// Read after the snapshot was taken, the floor can only be too high.
-	v := &view{Snapshot: snap, floor: published.floor.Load()}
-	v.log = snap.NewIterator(logRange(after, math.MaxUint64-1), nil)
-	head := atLeast
+	return &view{Snapshot: snap, head: head, floor: published.floor.Load()}, nil
+}
+
+// openLog finds the head. Of the log's records, those after a sequence are enough
+// to look at.
+func (v *view) openLog(after uint64) error {
+	v.log = v.NewIterator(logRange(after, math.MaxUint64-1), nil)
 	if v.log.Last() {
-		head = rowSequence(v.log.Key())
+		v.head = rowSequence(v.log.Key())
 	}
-	err = v.log.Error()
-	if head < after && err == nil {
-		// Its commit may not be over yet, and the peer may have seen it for all that.
-		var has bool
-		if has, err = snap.Has(logKey(after), nil); has {
-			head = after
-		}
+	if err := v.log.Error(); err != nil || v.head >= after {
+		return err
 	}
-	v.head = p.r.history.label(head)
-	if err != nil {
-		v.release()
-		return nil, err
+	// Its commit may not be over yet, and the peer may have seen it for all that.
+	has, err := v.Has(logKey(after), nil)
+	if has {
+		v.head = after
 	}
-	return v, nil
+	return err
 }
 
 func (v *view) release() {
-	v.log.Release()
+	if v.log != nil {
+		v.log.Release()
+	}
 	v.Snapshot.Release()
 }
 
 // page reads what a pull asks for.
 func (p *pageReader) page(q *pull) (header, body []byte, entries int, err error) {
-	after := q.checkpoint.seq
-	if q.scan == scanFull {
-		after = q.upper.seq
-	}
-	v, err := p.newView(after)
+	v, err := p.newView()
 	if err != nil {
 		return nil, nil, 0, err
 	}
@@ -93,17 +89,32 @@ func (p *pageReader) page(q *pull) (header, body []byte, entries int, err error)
 	if q.scan == scanFull {
 		w.inline = min(q.inline, firstInlineSize)
 	}
-	w.page.head, w.page.floor = v.head, v.floor
-	switch {
-	case !p.r.history.knows(&q.cursor, v.head.seq):
-		w.page.unknown = true
-	case q.scan == scanFull:
-		err = p.readState(v, &w)
-	default:
-		err = p.readLog(v, &w)
+	recent, err := p.readRecent(v, &w)
+	if err == nil && !recent {
+		err = p.readView(v, &w)
 	}
+	w.page.head, w.page.floor = p.r.history.label(v.head), v.floor
 	p.body = w.body
 	return w.page.appendHeader(nil, w.entries), w.body, w.entries, err
+}
+
+// readView adds what the snapshot as a whole has to say.
+func (p *pageReader) readView(v *view, w *pageWriter) error {
+	after := w.q.checkpoint.seq
+	if w.q.scan == scanFull {
+		after = w.q.upper.seq
+	}
+	err := v.openLog(after)
+	switch {
+	case err != nil:
+		return err
+	case !p.r.history.knows(&w.q.cursor, v.head):
+		w.page.unknown = true
+		return nil
+	case w.q.scan == scanFull:
+		return p.readState(v, w)
+	}
+	return p.readLog(v, w)
 }
 
 // knows reports whether all of a cursor's positions are in this log.
@@ -192,7 +203,7 @@ type logged struct {
 // readLog adds the next records, in reverse. One that was superseded is passed
 // over: the later one was read, or will be.
 func (p *pageReader) readLog(v *view, w *pageWriter) error {
-	below := v.head.seq + 1
+	below := v.head + 1
 	if w.q.scan == scanLog {
 		below = w.q.reached
 	}
@@ -202,14 +213,60 @@ func (p *pageReader) readLog(v *view, w *pageWriter) error {
 		return err
 	}
 	w.page.reached = reached
+	scattered, err := p.addRecords(v, w, records)
+	w.page.rescan = reached > bottom && p.rescan(scattered, reached-bottom)
+	return err
+}
+
+// readRecent adds the records after the checkpoint if they are few: reading them
+// one by one is cheaper than an iterator over the log, and is all that a peer that
+// keeps up ever asks for. It declines, and adds nothing, if one of them was
+// superseded by a record that may be above the head that the view started with.
+func (p *pageReader) readRecent(v *view, w *pageWriter) (done bool, err error) {
+	q := w.q
+	bottom := q.checkpoint.seq + 1
+	if q.scan != scanNone || v.head < max(bottom, q.seen.seq) || v.head-bottom >= fewKeys || !p.r.history.knows(&q.cursor, v.head) {
+		return false, nil
+	}
+	var records []logged
+	for seq := bottom; seq <= v.head; seq++ {
+		if p.echo.cover(seq, seq) {
+			continue
+		}
+		row, err := v.Get(logKey(seq), nil)
+		if err == leveldb.ErrNotFound {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		_, key, err := parseLogRecord(row)
+		if err != nil {
+			return false, fmt.Errorf("%w: log record %d", err, seq)
+		}
+		records = append(records, logged{seq, key})
+	}
+	w.page.reached = bottom
+	_, err = p.addRecords(v, w, records)
+	if err == errMoved {
+		w.body, w.entries, w.origin = w.body[:0], 0, 0
+		return false, nil
+	}
+	return err == nil, err
+}
+
+var errMoved = errors.New("a key has moved up the log")
+
+// addRecords adds those of the records that are still the latest of their keys,
+// and tells whether the keys are scattered. It sorts them.
+func (p *pageReader) addRecords(v *view, w *pageWriter, records []logged) (scattered bool, err error) {
 	slices.SortFunc(records, func(a, b logged) int { return bytes.Compare(a.key, b.key) })
 	n := len(records)
 	if n == 0 {
-		return nil
+		return false, nil
 	}
 	index := newFinder(v, p.r.db, tableIndex, n, records[0].key, records[n-1].key)
 	defer index.release()
-	w.page.rescan = reached > bottom && p.rescan(index.scattered, reached-bottom)
 	data := newFinder(v, p.r.db, 0, n, records[0].key, records[n-1].key)
 	defer data.release()
 	for _, l := range records {
@@ -218,11 +275,14 @@ func (p *pageReader) readLog(v *view, w *pageWriter) error {
 			continue
 		}
 		if err != nil {
-			return err
+			return false, err
 		}
 		record, err := parseIndexRecord(row)
 		if err != nil {
-			return fmt.Errorf("%w: index of key %.64q", err, l.key)
+			return false, fmt.Errorf("%w: index of key %.64q", err, l.key)
+		}
+		if record.seq > v.head {
+			return false, errMoved
 		}
 		if record.seq != l.seq {
 			continue
@@ -234,12 +294,12 @@ func (p *pageReader) readLog(v *view, w *pageWriter) error {
 				continue // removed behind the Replicator's back
 			}
 			if err != nil {
-				return err
+				return false, err
 			}
 		}
 		w.add(l.key, record.Version, value)
 	}
-	return nil
+	return index.scattered, nil
 }
 
 // rescan reports whether a number of records are read faster by a scan of the

@@ -1289,6 +1289,32 @@ func TestInvariant8VerifiedRecovered(t *testing.T) {
 	})
 }
 
+// largeValue is larger than the write buffer of a node's database.
+var largeValue = make([]byte, 100<<10)
+
+// holdCommit starts to write largeValue under a key, and returns when the value can
+// be read, while the commit has yet to be over: leveldb is held up in what it does
+// then with a batch that is larger than its write buffer. goOn lets it; over tells
+// how the write ended.
+func (n *node) holdCommit(key string, write func() error) (goOn func(), over <-chan error) {
+	release, rotating := make(chan struct{}), make(chan struct{})
+	var once atomic.Bool
+	n.disk.SetFault(func(op simOp, fd storage.FileDesc, _ int64) error {
+		if op != simCreate || fd.Type != storage.TypeJournal {
+			return nil
+		}
+		if value, err := n.db.Get([]byte(key), nil); err == nil && len(value) == len(largeValue) && once.CompareAndSwap(false, true) {
+			close(rotating)
+			<-release
+		}
+		return nil
+	})
+	ended := make(chan error, 1)
+	go func() { ended <- write() }()
+	<-rotating
+	return sync.OnceFunc(func() { close(release) }), ended
+}
+
 // TestInvariant8VerifiedUnpublished has a commit take its time after leveldb has
 // shown it to readers: goleveldb does so if a batch is larger than its write
 // buffer. A peer that has read the record does not come to doubt the log for it.
@@ -1307,23 +1333,8 @@ func TestInvariant8VerifiedUnpublished(t *testing.T) {
 		for i := range 5 { // so many that the log as a whole is looked at
 			source.put(fmt.Sprint("more", i), "")
 		}
-		release, rotating := make(chan struct{}), make(chan struct{})
-		goOn := sync.OnceFunc(func() { close(release) })
+		goOn, over := source.holdCommit("large", func() error { return source.r.Put([]byte("large"), largeValue, nil) })
 		defer goOn()
-		var once atomic.Bool
-		source.disk.SetFault(func(op simOp, fd storage.FileDesc, _ int64) error {
-			if op != simCreate || fd.Type != storage.TypeJournal {
-				return nil
-			}
-			if has, err := source.db.Has([]byte("large"), nil); err == nil && has && once.CompareAndSwap(false, true) {
-				close(rotating)
-				<-release
-			}
-			return nil
-		})
-		written := make(chan error, 1)
-		go func() { written <- source.r.Put([]byte("large"), make([]byte, 100<<10), nil) }()
-		<-rotating
 		before := n.carried(source)
 		require.EqualValues(t, 105, source.r.Status().Head, "the record is visible, and its commit is not over")
 		var writes atomic.Int64
@@ -1345,10 +1356,53 @@ func TestInvariant8VerifiedUnpublished(t *testing.T) {
 			require.EqualValues(t, 6, n.carried(source)-before, "more than the log was pulled in another session")
 		}
 		goOn()
-		require.NoError(t, <-written)
+		require.NoError(t, <-over)
 		c.converge()
 		require.EqualValues(t, 6, n.carried(source)-before)
 	})
+}
+
+// TestInvariant9ConsistentUnpublished has a peer sync with a source while a commit
+// can be seen that is not over. The record that it supersedes is not passed over
+// without the one that takes its place.
+func TestInvariant9ConsistentUnpublished(t *testing.T) {
+	t.Parallel()
+	for name, overwrite := range map[string]func(source *node) error{
+		"put": func(source *node) error { return source.r.Put([]byte("k"), largeValue, nil) },
+		"merge": func(source *node) error {
+			version := replicator.Version{Stamp: replicator.Stamp{Clock: 1000, Origin: 1 << 63}}
+			commit, err := replicator.Examine(source.r, replicator.Entry{Key: "k", Version: version, Value: string(largeValue)})
+			if err == nil {
+				_, err = commit()
+			}
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t, 9, 2)
+				defer c.close()
+				c.link(1, 0)
+				c.open()
+				source, n := c.nodes[0], c.nodes[1]
+				source.fill("first", 0, 10, 0)
+				c.converge()
+				time.Sleep(time.Second) // what was merged is acknowledged, so nothing waits for a commit
+				c.net.Partition([]string{"n1"})
+				source.put("k", "old")
+				source.put("other", "")
+				goOn, over := source.holdCommit("k", func() error { return overwrite(source) })
+				defer goOn()
+				c.net.Heal()
+				require.NoError(t, n.sync())
+				_, has := n.get("k")
+				require.True(t, has)
+				goOn()
+				require.NoError(t, <-over)
+				c.converge()
+			})
+		})
+	}
 }
 
 // halfway lets n1 pull from n0, in a scan of several pages, during which the keys

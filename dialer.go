@@ -109,3 +109,47 @@ func (p *peer) ended(s *session) {
 		p.lastGood = good
 	}
 }
+
+// keep dials a peer whenever there is no session with it.
+func (y *syncer) keep(ctx context.Context, p *peer) {
+	signal(p.dial) // the first attempt is made at once
+	for {
+		if s := y.sessionOf(p); s != nil {
+			p.joined()
+			select {
+			case <-s.done:
+				p.ended(s)
+			case <-ctx.Done():
+				return
+			}
+		}
+		p.set("waiting")
+		if !p.pace.wait(ctx.Done(), p.dial, p.waitUntil) {
+			return
+		}
+		if y.sessionOf(p) != nil {
+			continue
+		}
+		p.set("connecting")
+		err := y.dial(ctx, p)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			p.failed(err, y.r.options.Logger)
+		}
+	}
+}
+
+// dial connects to the peer and converses until the session ends. It returns
+// nil if there was one, or is one over another connection.
+func (y *syncer) dial(ctx context.Context, p *peer) error {
+	o := &y.r.options
+	dialing, cancel := context.WithTimeout(ctx, o.Timeout)
+	defer cancel()
+	c, err := o.dial(dialing, p.addr)
+	if err != nil {
+		return &PeerError{p.addr, "dial", err}
+	}
+	return y.converse(ctx, c, p.addr, p)
+}

@@ -292,6 +292,33 @@ func TestOtherVersions(t *testing.T) {
 	h.goesOn()
 }
 
+// TestOtherClockKind meets a replica whose clocks count something else.
+func TestOtherClockKind(t *testing.T) {
+	h, hi := newHost(t, nil), newWireHi()
+	hi.clockKind = 9
+	p := dialWire(t, h.Addr())
+	p.say(wireHello, hi.payload())
+	code, text := p.awaitBye()
+	require.EqualValues(t, 2, code)
+	require.Contains(t, text, "clock kind 1 met clock kind 9")
+	h.goesOn()
+}
+
+// TestInvariant15ClockSafeFarAhead accepts a clock that is far ahead, but in
+// bounds: the next change made here is above it.
+func TestInvariant15ClockSafeFarAhead(t *testing.T) {
+	h, hi := newHost(t, nil), newWireHi()
+	p := dialWire(t, h.Addr())
+	p.join(hi)
+	const clock = 1 << 39
+	p.say(wirePage, wireFullPage(hi.epoch, 1, wireEntry{key: "afar", clock: clock, origin: hi.epoch, value: "far"}))
+	require.Eventually(t, func() bool { return h.Status().Clock == clock+1 }, 5*time.Second, time.Millisecond)
+	require.NoError(t, h.Put([]byte("afar"), []byte("here"), nil))
+	version, err := h.Version([]byte("afar"))
+	require.NoError(t, err)
+	require.Greater(t, version.Clock, uint64(clock))
+}
+
 // TestSelfAmongPeers has the own address among the peers, and a good one.
 func TestSelfAmongPeers(t *testing.T) {
 	good := newHost(t, nil)

@@ -72,13 +72,16 @@ type Options struct {
 	MinInterval, MaxInterval time.Duration
 
 	// Timeout bounds dialling, the handshake, and any time in which a session
-	// makes no progress in reading (beyond MaxInterval) or writing.
+	// makes no progress in reading (beyond MaxInterval) or writing, or gets none
+	// of the values that it asked for.
 	//
 	// The default value is 10 s.
 	Timeout time.Duration
 
 	// MaxValueSize is the size in bytes of the largest value that a write
-	// accepts. It must be the same on all replicas, and at most 1 GiB.
+	// accepts. It must be the same on all replicas, and at most 1 GiB. Where it
+	// is lowered, Open looks through all values, and fails with ErrTooLarge if
+	// one is above it.
 	//
 	// The default value is 16 MiB.
 	MaxValueSize int

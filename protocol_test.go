@@ -398,3 +398,26 @@ func FuzzMessages(f *testing.F) {
 		require.Equal(t, value, same)
 	})
 }
+
+// FuzzParse feeds everything that parses what peers send.
+func FuzzParse(f *testing.F) {
+	own := hello{minVersion: 1, maxVersion: 1, clockKind: clockLamport, id: newDatabaseID(), epoch: newOrigin(), nonce: 1}
+	f.Add(own.append(nil))
+	w := pageWriter{q: &pull{}, inline: 4}
+	w.add([]byte("a"), Version{Stamp{2, 3}, false}, []byte("v"))
+	f.Add(append(w.page.appendHeader(nil, 1), w.body...))
+	f.Add(appendFetch(nil, [][]byte{[]byte("a")}))
+	f.Add((&pull{}).append(nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_, _ = parseHello(b)
+		_ = parseBye(b)
+		_, _ = parseAck(b)
+		_, _ = parsePull(b)
+		_, _ = parsePage(b, 1000)
+		_, _, _ = parseValues(b, 1000)
+		_, _ = parseFetch(b)
+		_, _ = parsePong(b)
+		_, _ = parsePing(b)
+		_, _ = parsePeerRecord(b)
+	})
+}

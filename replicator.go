@@ -43,7 +43,8 @@ var registry sync.Map // *leveldb.DB → struct{}
 //
 // Keys that the database holds already are adopted in the background, see
 // Status. Open fails with ErrInUse if the handle has a Replicator, with
-// ErrReserved if it holds foreign keys under the reserved prefix, and with all
+// ErrReserved if it holds foreign keys under the reserved prefix, with ErrTooLarge
+// if Options.MaxValueSize was lowered below a value that it holds, and with all
 // that Options.Validate finds.
 func Open(db *leveldb.DB, o *Options) (*Replicator, error) {
 	if err := o.Validate(); err != nil {

@@ -1,0 +1,24 @@
+package replicator
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestInvariant15ClockSafeLocally refuses a local write that would pass 2^62.
+func TestInvariant15ClockSafeLocally(t *testing.T) {
+	r, err := OpenFile(t.TempDir(), nil, nil)
+	require.NoError(t, err)
+	require.NoError(t, r.Put([]byte("key"), nil, nil))
+	require.NoError(t, r.commits.enter(false, func(s *committer) error {
+		s.clock.next = maxClock - 1
+		return nil
+	}))
+	require.NoError(t, r.Put([]byte("last"), nil, nil))
+	require.ErrorIs(t, r.Put([]byte("too late"), nil, nil), ErrClock)
+	require.NoError(t, r.commits.failure())
+	_, err = r.Get([]byte("key"), nil)
+	require.NoError(t, err)
+	require.NoError(t, r.Close())
+}

@@ -1,0 +1,112 @@
+package replicator
+
+import (
+	"errors"
+	"fmt"
+)
+
+// recall returns the record of the peer that said hello. If its history has
+// forked, it is told so over its session, too: it may not listen to this
+// connection, for that session's sake.
+func (y *syncer) recall(h hello) (*peerRecord, error) {
+	y.mu.Lock()
+	record := y.known[h.id]
+	if record == nil {
+		record = new(peerRecord)
+		y.known[h.id] = record
+	}
+	s := y.sessions[h.id]
+	y.mu.Unlock()
+	record.mu.Lock()
+	forked := record.forked(h.epoch)
+	record.mu.Unlock()
+	if !forked {
+		return record, nil
+	}
+	err := errForked(h)
+	if s != nil && s.hello.nonce == h.nonce {
+		s.cancel(err)
+	}
+	return nil, err
+}
+
+// meet records, with Sync and before anything is served, a peer that is new or
+// in a new epoch. It has to have heard of us: a hello may come late, when the
+// process that sent it has ended, and its epoch has been followed by another. The
+// address is where it was dialled, or empty: the port that a peer dials from says
+// nothing.
+func (y *syncer) meet(h hello, record *peerRecord, addr string) error {
+	record.mu.Lock()
+	forked, changed := record.forked(h.epoch), false
+	if !forked {
+		changed = record.met(h.epoch, addr)
+	}
+	record.mu.Unlock()
+	if forked {
+		return errForked(h)
+	}
+	if !changed {
+		return nil
+	}
+	return y.saveRecord(h.id, record, true, func(*peerRecord) {})
+}
+
+func errForked(h hello) error {
+	return fmt.Errorf("%w: the history of id %v has forked: epoch %v is back", ErrCloned, h.id, h.epoch)
+}
+
+// saveRecord changes a peer's record and writes its row.
+func (y *syncer) saveRecord(id DatabaseID, record *peerRecord, sync bool, change func(*peerRecord)) error {
+	return y.r.commits.enter(sync, func(s *committer) error {
+		record.store(s.batch, id, change)
+		return nil
+	})
+}
+
+func (y *syncer) ownID() DatabaseID {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	return y.id
+}
+
+// renewIfForked renews the id that a hello carried if the peer said, in the
+// error that ended the conversation, that another lineage has it, too.
+func (y *syncer) renewIfForked(id DatabaseID, err error) {
+	var bye *byeReceived
+	if errors.As(err, &bye) && bye.code == byeForked {
+		y.renewID(id)
+	}
+}
+
+// renewID draws a new database id in the place of one that another replica has,
+// too. What was acknowledged to the old id may have been acknowledged to the
+// other; checkpoints are of logs that this replica did read, and stay.
+func (y *syncer) renewID(old DatabaseID) {
+	var renewed DatabaseID
+	err := y.r.commits.enter(true, func(s *committer) error {
+		y.mu.Lock()
+		defer y.mu.Unlock()
+		if y.id != old {
+			return nil // renewed already
+		}
+		renewed = newDatabaseID()
+		y.id = renewed
+		s.batch.Put(metaKey(metaID), y.id[:])
+		for id, record := range y.known {
+			record.store(s.batch, id, func(p *peerRecord) { p.acknowledged, p.peerHead = position{}, 0 })
+		}
+		for _, session := range y.sessions {
+			session.cancel(errRenewed)
+		}
+		return nil
+	})
+	switch {
+	case err == nil && !renewed.IsZero():
+		y.r.options.Logger.Warn("replicator: another replica has this database id, perhaps the directory was copied; drew a new one",
+			"old", old, "new", renewed)
+	case err != nil && !errors.Is(err, ErrClosed):
+		y.r.options.Logger.Error("replicator: could not draw a new database id", "error", err)
+	}
+}
+
+var errRenewed = errors.New("replicator: this replica has a new database id")

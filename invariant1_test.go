@@ -1,0 +1,179 @@
+package replicator_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/level-replicator/replicator"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/opt"
+	"github.com/syndtr/goleveldb/leveldb/storage"
+)
+
+// capture adds the present moment. It is called from the disk.
+func (p *pairs) capture(disk *simDisk, to *[]moment) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	*to = append(*to, moment{disk.Copy(), len(p.acked)})
+}
+
+// verify opens the disk of a moment, after the process died there or the power
+// was cut, and checks it, now and then also as a Replicator finds it.
+func (p *pairs) verify(t testing.TB, disk *simDisk, owner string, acknowledged []acked, power, deep bool) {
+	onDisk(t, disk, func(db *leveldb.DB) {
+		require.NoError(t, p.check(readRows(t, db), owner, acknowledged, power))
+		if !deep {
+			return
+		}
+		boot, clean := "boot 1", isClean(t, db)
+		if power {
+			boot = "another"
+		}
+		r := openPlain(t, db, boot)
+		defer r.Close()
+		synctest.Wait()
+		require.NoError(t, replicator.CheckConsistent(r))
+		require.Equal(t, clean || !power || r.Status().Head == 0, r.Status().Floor == 1)
+		require.NoError(t, p.check(readRows(t, db), owner, acknowledged, true))
+		require.NoError(t, r.Close())
+	})
+}
+
+// TestInvariant1AtomicAtEveryDiskOperation lets callers write in groups, with
+// and without Sync, while a peer's changes to the same keys are merged, and looks
+// at what is found if the process dies, or the power is cut, at each of the
+// disk's operations.
+func TestInvariant1AtomicAtEveryDiskOperation(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1, 2).mesh()
+		defer c.close()
+		n, peer := c.nodes[0], c.nodes[1]
+		n.boot = 1
+		var p, elsewhere pairs
+		var moments []moment
+		onDisk(t, n.disk, func(*leveldb.DB) {}) // goleveldb's own beginnings are not atomic
+		n.disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
+			p.capture(n.disk, &moments)
+			if op == simSync {
+				time.Sleep(time.Millisecond) // so that groups form
+			}
+			return nil
+		})
+		c.open()
+		for round := range 30 {
+			var wg sync.WaitGroup
+			for i := range 4 {
+				wg.Go(func() { assert.NoError(t, p.write(n.r, "own", 4*round+i)) })
+			}
+			wg.Go(func() { assert.NoError(t, elsewhere.write(peer.r, "peer", round)) })
+			if round%3 == 0 {
+				wg.Go(func() { assert.NoError(t, n.sync()) })
+			}
+			wg.Wait()
+			if round%5 == 0 {
+				time.Sleep(time.Second)
+			}
+		}
+		n.close()
+		p.capture(n.disk, &moments)
+		n.disk.SetFault(nil)
+		rotated := slices.ContainsFunc(moments, func(m moment) bool {
+			fds, err := m.disk.List(storage.TypeTable)
+			return err == nil && len(fds) > 0
+		})
+		require.True(t, rotated, "more data is needed for journals to be rotated")
+		t.Logf("%d moments", len(moments))
+		for i, m := range moments {
+			deep := i%5 == 0 || i == len(moments)-1
+			p.verify(t, m.disk.Copy(), "own", p.acked[:m.acked], false, deep)
+			p.verify(t, m.disk.PowerCut(nil), "own", p.acked[:m.acked], true, deep)
+			p.verify(t, m.disk.PowerCut(c.rng), "own", p.acked[:m.acked], true, false)
+		}
+	})
+}
+
+// TestInvariant1AtomicAfterFaults has each of the disk's operations fail once,
+// at an opening, a write, a merge, a compaction or a close: what fails is there
+// as a whole or not at all, and what was acknowledged before it is there.
+func TestInvariant1AtomicAfterFaults(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		defer letSettle()
+		rng := rand.New(rand.NewPCG(1, 1))
+		for fails := int64(1); ; fails++ {
+			var p pairs
+			disk := newSimDisk()
+			hit := false
+			disk.SetFault(func(op simOp, _ storage.FileDesc, n int64) error {
+				if n == fails && op != simRemove { // goleveldb may panic if a remove fails
+					hit = true
+					return fmt.Errorf("operation %d, %v: %w", n, op, syscall.EIO)
+				}
+				return nil
+			})
+			p.writeSome(t, disk)
+			over := disk.operations() < fails
+			disk.SetFault(nil)
+			for _, power := range []bool{false, true} {
+				found := disk.Copy()
+				if power {
+					found = disk.PowerCut(rng)
+				}
+				p.verify(t, found, "own", p.acked, power, false)
+			}
+			if over {
+				require.False(t, hit)
+				t.Logf("%d operations", fails-1)
+				require.Greater(t, fails, int64(60))
+				return
+			}
+		}
+	})
+}
+
+// writeSome writes and merges until something fails, or all is done.
+func (p *pairs) writeSome(t *testing.T, disk *simDisk) {
+	db, err := leveldb.Open(disk, &opt.Options{WriteBuffer: 4 << 10, DisableLargeBatchTransaction: true})
+	if err != nil {
+		require.ErrorContains(t, err, syscall.EIO.Error())
+		return
+	}
+	defer db.Close()
+	r, err := replicator.Open(db, replicator.WithBootID(replicator.Options{}, "boot 1"))
+	if err != nil {
+		require.ErrorIs(t, err, syscall.EIO)
+		return
+	}
+	defer r.Close()
+	failed := func(err error) bool {
+		if err == nil {
+			return false
+		}
+		require.ErrorIs(t, err, replicator.ErrFailed)
+		require.ErrorIs(t, err, syscall.EIO)
+		return true
+	}
+	for i := range 24 {
+		if failed(p.write(r, "own", i)) {
+			return
+		}
+		if i%4 == 0 {
+			_, shared, _ := pair("", i)
+			v := replicator.Version{Stamp: replicator.Stamp{Clock: uint64(2*i + 1), Origin: 1<<63 + 1}}
+			commit, err := replicator.Examine(r, replicator.Entry{Version: v, Key: shared, Value: "merged"})
+			require.NoError(t, err)
+			if _, err := commit(); failed(err) {
+				return
+			}
+		}
+	}
+}

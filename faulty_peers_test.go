@@ -455,3 +455,71 @@ func TestFaultyPeersAreLogged(t *testing.T) {
 	require.Eventually(t, func() bool { return h.Status().ID != id }, 5*time.Second, time.Millisecond)
 	require.Eventually(t, func() bool { return h.Status().Peers[0].LastError != "" }, 5*time.Second, time.Millisecond)
 }
+
+// TestFaultyLatePull: what is late is the accept and the first pull of a process,
+// and they arrive when it has ended and the next one has been met.
+func TestFaultyLatePull(t *testing.T) {
+	h := newHost(t, nil)
+	first, second := newWireHi(), newWireHi()
+	second.epoch, second.nonce = first.epoch+1, first.nonce+1
+	c1 := dialWire(t, h.Addr())
+	c1.say(wireHello, first.payload())
+	c1.await(wireHello, 0)
+	c2 := dialWire(t, h.Addr())
+	c2.join(second)
+	c2.say(wirePull, wireFullPull())
+	c2.await(wirePage, 0)
+	c1.say(wireAccept, []byte{1})
+	c1.say(wirePull, wireFullPull())
+	time.Sleep(300 * time.Millisecond)
+	c1.Close()
+	time.Sleep(300 * time.Millisecond)
+	c3 := dialWire(t, h.Addr())
+	c3.say(wireHello, second.payload())
+	kind, payload, err := c3.hear()
+	require.NoError(t, err)
+	require.EqualValues(t, wireHello, kind, "refused: %q", payload)
+}
+
+// TestFaultyLateAnswer: the same at a connection that this side dialled, where
+// the answering hello is late.
+func TestFaultyLateAnswer(t *testing.T) {
+	h := newHost(t, nil)
+	first, second := newWireHi(), newWireHi()
+	second.epoch, second.nonce = first.epoch+1, first.nonce+1
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	require.NoError(t, h.AddPeer(l.Addr().String(), nil))
+	nc, err := l.Accept()
+	require.NoError(t, err)
+	c1 := &wirePeer{t, nc}
+	c1.await(wireHello, 0)
+	c2 := dialWire(t, h.Addr())
+	c2.join(second)
+	c2.say(wirePull, wireFullPull())
+	c2.await(wirePage, 0)
+	c1.say(wireHello, first.payload())
+	time.Sleep(300 * time.Millisecond)
+	c1.Close()
+	time.Sleep(300 * time.Millisecond)
+	c3 := dialWire(t, h.Addr())
+	c3.say(wireHello, second.payload())
+	kind, payload, err := c3.hear()
+	require.NoError(t, err)
+	require.EqualValues(t, wireHello, kind, "refused: %q", payload)
+}
+
+// TestFaultyFetchBeforePull: a peer is recorded before anything is served to it.
+func TestFaultyFetchBeforePull(t *testing.T) {
+	h := newHost(t, nil)
+	hi := newWireHi()
+	c := dialWire(t, h.Addr())
+	c.join(hi)
+	c.say(wireFetch, append([]byte{1}, wireBytes(nil, "key")...))
+	values := c.await(wireValues, 0)
+	require.Contains(t, string(values), "value")
+	has, err := h.db.Has(append([]byte(reservedPrefix+"p"), hi.id[:]...), nil)
+	require.NoError(t, err)
+	require.True(t, has, "served, but not recorded")
+}

@@ -40,6 +40,7 @@ func (y *syncer) handshake(ctx context.Context, nc net.Conn, addr string, dialed
 }
 
 func (y *syncer) greet(ctx context.Context, c *conn, own hello, addr string, dialed bool) (*session, error) {
+	since := y.meetings.Load()
 	refuse := func(err error) (*session, error) {
 		sayBye(c, err)
 		return nil, err
@@ -69,7 +70,7 @@ func (y *syncer) greet(ctx context.Context, c *conn, own hello, addr string, dia
 		record, err = y.recall(h)
 	}
 	if err == nil && dialed {
-		err = y.meet(h, record, addr)
+		err = y.meet(h, record, addr, since)
 	}
 	if err != nil {
 		return refuse(err)
@@ -80,6 +81,7 @@ func (y *syncer) greet(ctx context.Context, c *conn, own hello, addr string, dia
 		}
 	}
 	s := newSession(ctx, y.r, c, own, h, record, addr, dialed)
+	s.since = since
 	number := uint64(0)
 	if !s.decides() {
 		payload, err := c.expect(frameAccept)

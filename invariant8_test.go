@@ -486,3 +486,49 @@ func TestInvariant8VerifiedSeen(t *testing.T) {
 		c.converge()
 	})
 }
+
+// TestInvariant8VerifiedWhileSwept pulls in full from a source that opened
+// discontinuously and is yet to remove its old log records.
+func TestInvariant8VerifiedWhileSwept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 8, 2)
+		defer c.close()
+		c.link(1, 0)
+		source, n := c.nodes[0], c.nodes[1]
+		source.open()
+		var pulls atomic.Int64
+		var release func()
+		openTapped(n, func(kind byte) {
+			if kind == pullFrame && pulls.Add(1) == 2000 && release != nil {
+				release() // or time would never pass
+			}
+		})
+		source.fill("k", 0, 30, 0)
+		require.NoError(t, n.sync())
+		time.Sleep(time.Second)
+		c.net.Partition([]string{"n1"})
+		source.close()
+		hold := make(chan struct{})
+		var free atomic.Bool
+		source.disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
+			if op == simWrite && source.db != nil && !free.Load() {
+				if has, err := source.db.Has([]byte(reservedPrefix+"mclean"), nil); err == nil && !has {
+					<-hold
+				}
+			}
+			return nil
+		})
+		release = sync.OnceFunc(func() { free.Store(true); close(hold) })
+		defer release()
+		openNode(source, func(o *replicator.Options) { o.Recovered = true })
+		time.Sleep(time.Second)
+		pulls.Store(0)
+		require.NotZero(t, source.r.Status().LogRecords)
+		c.net.Heal()
+		time.Sleep(3 * time.Second)
+		require.Less(t, pulls.Load(), int64(50))
+		require.NotZero(t, source.r.Status().LogRecords)
+		release()
+	})
+}

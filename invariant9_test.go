@@ -349,3 +349,36 @@ func TestInvariant9ConsistentAcknowledgementsGoOn(t *testing.T) {
 		}
 	})
 }
+
+// TestInvariant9ConsistentAcknowledgementsUnpublished has a peer acknowledge a record
+// whose commit is visible, but not over: it holds.
+func TestInvariant9ConsistentAcknowledgementsUnpublished(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 8, 2)
+		defer c.close()
+		c.link(1, 0)
+		c.open()
+		source, n := c.nodes[0], c.nodes[1]
+		source.fill("k", 0, 100, 10)
+		c.converge()
+		time.Sleep(2 * time.Second)
+		c.net.Partition([]string{"n1"})
+		for i := range 5 {
+			source.put(fmt.Sprint("more", i), "")
+		}
+		goOn, over := source.holdCommit("large", func() error { return source.r.Put([]byte("large"), largeValue, nil) })
+		defer goOn()
+		c.net.Heal()
+		time.Sleep(3 * time.Second)
+		_, has := n.get("large")
+		require.True(t, has)
+		goOn()
+		require.NoError(t, <-over)
+		c.converge()
+		time.Sleep(time.Minute)
+		for _, p := range source.r.Status().Peers {
+			require.Zero(t, p.Unconfirmed)
+		}
+	})
+}

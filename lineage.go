@@ -31,18 +31,26 @@ func (y *syncer) recall(h hello) (*peerRecord, error) {
 }
 
 // meet records, with Sync and before anything is served, a peer that is new or
-// in a new epoch. It has to have heard of us: a hello may come late, when the
-// process that sent it has ended, and its epoch has been followed by another. The
-// address is where it was dialled, or empty: the port that a peer dials from says
-// nothing.
-func (y *syncer) meet(h hello, record *peerRecord, addr string) error {
+// in a new epoch. It has to have heard of us, and no other epoch of its may have
+// been noted since its connection began: what it says may come late, when its
+// process has ended and another has taken its place. A clone that is turned away for
+// that comes again. The address is where it was dialled, or empty: the port that a
+// peer dials from says nothing.
+func (y *syncer) meet(h hello, record *peerRecord, addr string, since uint64) error {
 	record.mu.Lock()
-	forked, changed := record.forked(h.epoch), false
-	if !forked {
+	current := len(record.epochs) > 0 && record.epochs[len(record.epochs)-1] == h.epoch
+	forked, late, changed := record.forked(h.epoch), !current && record.meeting > since, false
+	if !forked && !late {
+		if !current {
+			record.meeting = y.meetings.Add(1)
+		}
 		changed = record.met(h.epoch, addr)
 	}
 	record.mu.Unlock()
-	if forked {
+	switch {
+	case late:
+		return errLate
+	case forked:
 		return errForked(h)
 	}
 	if !changed {
@@ -50,6 +58,8 @@ func (y *syncer) meet(h hello, record *peerRecord, addr string) error {
 	}
 	return y.saveRecord(h.id, record, true, func(*peerRecord) {})
 }
+
+var errLate = errors.New("replicator: a newer process of this peer was met while this connection was being made")
 
 func errForked(h hello) error {
 	return fmt.Errorf("%w: the history of id %v has forked: epoch %v is back", ErrCloned, h.id, h.epoch)

@@ -142,6 +142,7 @@ func (op *opening) recount() error {
 		op.head = max(op.head, record.seq)
 		op.clock.witness(record.Clock)
 	}
+	op.clock.next = max(op.clock.next, op.clock.ceiling) // a clean mark may be of an earlier close
 	return it.Error()
 }
 

@@ -29,7 +29,8 @@ type peerRecord struct {
 
 	// epochs are the newest ones that the peer had as its current, the latest
 	// last. One that comes back after another tells of two lineages.
-	epochs []Origin
+	epochs  []Origin
+	meeting uint64 // the number of the meeting at which the latest was noted, since Open
 
 	addrs []string // where the peer was met, the latest last
 

@@ -157,9 +157,11 @@ func (p *pageReader) readLog(v *view, w *pageWriter) error {
 		return err
 	}
 	w.page.reached = reached
-	scattered, err := p.addRecords(v, w, records)
-	w.page.rescan = reached > bottom && p.rescan(scattered, reached-bottom)
-	return err
+	if w.q.scan == scanNone && reached > bottom && p.rescan(v, records, v.head-bottom) {
+		w.page.rescan = true
+		return nil // all of it is going to come in key order
+	}
+	return p.addRecords(v, w, records)
 }
 
 // readRecent adds the records after the checkpoint if they are few: reading them
@@ -191,7 +193,7 @@ func (p *pageReader) readRecent(v *view, w *pageWriter) (done bool, err error) {
 		records = append(records, logged{seq, key})
 	}
 	w.page.reached = bottom
-	_, err = p.addRecords(v, w, records)
+	err = p.addRecords(v, w, records)
 	if err == errMoved {
 		w.body, w.entries, w.origin = w.body[:0], 0, 0
 		return false, nil
@@ -201,14 +203,18 @@ func (p *pageReader) readRecent(v *view, w *pageWriter) (done bool, err error) {
 
 var errMoved = errors.New("a key has moved up the log")
 
-// addRecords adds those of the records that are still the latest of their keys,
-// and tells whether the keys are scattered. It sorts them.
-func (p *pageReader) addRecords(v *view, w *pageWriter, records []logged) (scattered bool, err error) {
+func sortByKey(records []logged) {
 	slices.SortFunc(records, func(a, b logged) int { return bytes.Compare(a.key, b.key) })
+}
+
+// addRecords adds those of the records that are still the latest of their keys. It
+// sorts them.
+func (p *pageReader) addRecords(v *view, w *pageWriter, records []logged) error {
 	n := len(records)
 	if n == 0 {
-		return false, nil
+		return nil
 	}
+	sortByKey(records)
 	index := newFinder(v, p.r.db, tableIndex, n, records[0].key, records[n-1].key)
 	defer index.release()
 	data := newFinder(v, p.r.db, 0, n, records[0].key, records[n-1].key)
@@ -219,14 +225,14 @@ func (p *pageReader) addRecords(v *view, w *pageWriter, records []logged) (scatt
 			continue
 		}
 		if err != nil {
-			return false, err
+			return err
 		}
 		record, err := parseIndexRecord(row)
 		if err != nil {
-			return false, fmt.Errorf("%w: index of key %.64q", err, l.key)
+			return fmt.Errorf("%w: index of key %.64q", err, l.key)
 		}
 		if record.seq > v.head {
-			return false, errMoved
+			return errMoved
 		}
 		if record.seq != l.seq {
 			continue
@@ -238,21 +244,28 @@ func (p *pageReader) addRecords(v *view, w *pageWriter, records []logged) (scatt
 				continue // removed behind the Replicator's back
 			}
 			if err != nil {
-				return false, err
+				return err
 			}
 		}
 		w.add(l.key, record.Version, value)
 	}
-	return index.scattered, nil
+	return nil
 }
 
-// rescan reports whether a number of records are read faster by a scan of the
-// index. Their keys are thought to be as scattered as those of the page before.
-func (p *pageReader) rescan(scattered bool, records uint64) bool {
+// rescan reports whether a number of records, of which the first are a sample, are
+// read faster by a scan of the index. It sorts the sample.
+func (p *pageReader) rescan(v *view, sample []logged, records uint64) bool {
 	if decide := p.r.options.rescan; decide != nil {
 		return decide()
 	}
-	if !scattered || records < minRescan {
+	n := len(sample)
+	if n == 0 || records < minRescan {
+		return false
+	}
+	sortByKey(sample)
+	f := newFinder(v, p.r.db, tableIndex, n, sample[0].key, sample[n-1].key)
+	f.release()
+	if !f.scattered {
 		return false
 	}
 	size, err := p.r.db.SizeOf([]util.Range{*tableRange(tableIndex)})

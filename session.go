@@ -44,6 +44,7 @@ type session struct {
 	number uint64 // by which the smaller id ordered its sessions with this peer
 	echo   echoes
 	pace   *schedule
+	since  uint64 // the last meeting before the connection began
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -279,17 +280,21 @@ func (s *session) note(change func()) {
 // acknowledged takes the peer's statement of what it has merged of our log. The
 // newest one holds, also if it is lower; one that is not of this log is none.
 func (s *session) acknowledged(a ack) error {
-	if !s.r.history.contains(a.merged, s.r.commits.visible.head.Load()) {
-		a.merged = position{}
-	}
 	s.record.mu.Lock()
 	same := s.record.acknowledged == a.merged
 	s.record.mu.Unlock()
 	if same {
 		return nil
 	}
-	return s.r.syncer.saveRecord(s.hello.id, s.record, false, func(p *peerRecord) {
-		p.acknowledged, p.peerHead = a.merged, a.head
+	return s.r.commits.enter(false, func(c *committer) error {
+		// Here, since the peer can have read what is not published yet.
+		if !s.r.history.contains(a.merged, c.head) {
+			a.merged = position{}
+		}
+		s.record.store(c.batch, s.hello.id, func(p *peerRecord) {
+			p.acknowledged, p.peerHead = a.merged, a.head
+		})
+		return nil
 	})
 }
 
@@ -446,20 +451,28 @@ func (s *session) serve() error {
 	var waiting *pull
 	var flush uint64
 	met := s.dialed // and was met in the handshake
+	meet := func() error {
+		if met {
+			return nil
+		}
+		met = true // whoever asks for something has read our hello
+		return s.r.syncer.meet(s.hello, s.record, "", s.since)
+	}
 	for {
 		late := false
 		select {
 		case <-s.ctx.Done():
 			return nil
 		case p := <-s.pulls:
-			if !met { // whoever pulls has read our hello
-				if err := s.r.syncer.meet(s.hello, s.record, ""); err != nil {
-					return err
-				}
-				met = true
+			if err := meet(); err != nil {
+				return err
 			}
 			waiting = &p
 		case keys := <-s.fetches:
+			err := meet()
+			if err != nil {
+				return err
+			}
 			parts, err := reader.values(keys)
 			if err == nil {
 				err = s.send(frameValues, parts...)

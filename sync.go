@@ -21,6 +21,7 @@ type syncer struct {
 	listener net.Listener
 	nonce    uint64
 	claims   claims
+	meetings atomic.Uint64                   // epochs of peers noted since Open
 	wrote    chan struct{}                   // a local write was committed
 	wakes    atomic.Pointer[[]chan struct{}] // of the live sessions
 

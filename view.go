@@ -31,7 +31,7 @@ func (p *pageReader) newView() (*view, error) {
 func (v *view) openLog(after uint64) error {
 	v.log = v.NewIterator(logRange(after, math.MaxUint64-1), nil)
 	if v.log.Last() {
-		v.head = rowSequence(v.log.Key())
+		v.head = max(v.head, rowSequence(v.log.Key())) // the last place may have no record
 	}
 	if err := v.log.Error(); err != nil || v.head >= after {
 		return err

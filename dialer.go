@@ -18,7 +18,8 @@ type peer struct {
 	mu       sync.Mutex // guards what follows
 	meta     Meta
 	changed  chan struct{} // closed and replaced when an attempt ended
-	attempts int           // ended, with a session or without
+	begun    int           // attempts
+	attempts int           // that ended, with a session or without
 	id       DatabaseID    // who answered last
 	nonce    uint64        // and which process of it
 	state    string        // while there is no session
@@ -46,6 +47,14 @@ func (y *syncer) sessionOf(p *peer) *session {
 func (p *peer) set(state string) {
 	p.mu.Lock()
 	p.state = state
+	p.mu.Unlock()
+}
+
+// begin notes the beginning of an attempt.
+func (p *peer) begin() {
+	p.mu.Lock()
+	p.state = "connecting"
+	p.begun++
 	p.mu.Unlock()
 }
 
@@ -130,7 +139,7 @@ func (y *syncer) keep(ctx context.Context, p *peer) {
 		if y.sessionOf(p) != nil {
 			continue
 		}
-		p.set("connecting")
+		p.begin()
 		err := y.dial(ctx, p)
 		if ctx.Err() != nil {
 			return

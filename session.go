@@ -57,6 +57,7 @@ type session struct {
 	wake    chan struct{} // to serve: there are new records
 	flush   chan uint64   // to serve: answer a pull below this head at once
 	asked   chan uint64   // to control: the latest ping to answer
+	acks    chan ack      // to control: the peer's latest acknowledgement
 	ask     chan struct{} // to heartbeat: send a ping now
 	settled chan struct{} // to control: the checkpoint moved
 
@@ -84,6 +85,7 @@ func newSession(ctx context.Context, r *Replicator, c *conn, own, h hello, recor
 		wake:    make(chan struct{}, 1),
 		flush:   make(chan uint64, 1),
 		asked:   make(chan uint64, 1),
+		acks:    make(chan ack, 1),
 		ask:     make(chan struct{}, 1),
 		settled: make(chan struct{}, 1),
 		changed: make(chan struct{}),
@@ -203,7 +205,7 @@ func (s *session) handle(kind byte, payload []byte) error {
 		if err != nil {
 			return err
 		}
-		return s.acknowledged(a)
+		replace(s.acks, a)
 	case framePull:
 		p, err := parsePull(payload)
 		if err != nil {
@@ -309,7 +311,8 @@ func (s *session) heartbeat() error {
 	return nil
 }
 
-// control answers the peer's pings, and acknowledges what was merged.
+// control answers the peer's pings, takes its acknowledgements, and acknowledges
+// what was merged.
 func (s *session) control() error {
 	acked, err := s.acknowledge(position{}, true)
 	if err != nil {
@@ -327,6 +330,8 @@ func (s *session) control() error {
 			head := s.r.commits.visible.head.Load()
 			err = s.send(framePong, (&pong{token, head}).append(nil))
 			replace(s.flush, head)
+		case a := <-s.acks:
+			err = s.acknowledged(a)
 		case <-s.settled:
 			if !armed {
 				ackTimer.Reset(ackDelay)

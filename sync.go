@@ -319,11 +319,11 @@ func (y *syncer) successor(id DatabaseID, s *session) (*session, error) {
 func (y *syncer) contact(ctx context.Context, p *peer) (*session, error) {
 	const enough = 3 // attempts that were answered, but led to no session that lasts
 	p.mu.Lock()
-	attempts := p.attempts
+	begun := p.begun // what began before the call tells nothing
 	p.mu.Unlock()
 	for {
 		p.mu.Lock()
-		changed, ended, err := p.changed, p.attempts-attempts, p.failure
+		changed, ended, err := p.changed, p.attempts-begun, p.failure
 		p.mu.Unlock()
 		if s := y.sessionOf(p); s != nil {
 			return s, nil

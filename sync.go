@@ -246,9 +246,11 @@ func (r *Replicator) SyncNow(ctx context.Context) error {
 	others := maps.Clone(y.sessions)
 	y.mu.Unlock()
 	for _, p := range peers {
-		if s := y.sessionOf(p); s != nil {
-			delete(others, s.hello.id)
+		p.mu.Lock()
+		if s := others[p.id]; s != nil && s.hello.nonce == p.nonce {
+			delete(others, p.id) // also if it has ended meanwhile
 		}
+		p.mu.Unlock()
 	}
 
 	errs := make([]error, 0, len(peers)+len(others))

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -221,20 +222,21 @@ func TestInvariant9ConsistentFetches(t *testing.T) {
 				panic(err)
 			}
 		}
-		overwritten := 0
+		var overwritten atomic.Int64
 		var mu sync.Mutex // guards images
 		var images []*simDisk
 		for round := range 12 {
 			c.net.Partition([]string{"n1"})
 			overwrite(fmt.Sprint("value ", round))
 			require.NoError(t, source.db.CompactRange(util.Range{}))
-			before, reads := n.carried(source), 0
+			before := n.carried(source)
+			var reads atomic.Int64
 			source.disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
 				if op != simRead || n.r.Status().Peers[0].RecordsIn == before {
 					return nil // the page is not even read
 				}
-				if reads++; reads == 1+2*round {
-					overwritten++
+				if reads.Add(1) == int64(1+2*round) {
+					overwritten.Add(1)
 					overwrite(fmt.Sprint("value in between ", round))
 				}
 				return nil
@@ -251,7 +253,7 @@ func TestInvariant9ConsistentFetches(t *testing.T) {
 			n.disk.SetFault(nil)
 		}
 		c.converge()
-		require.Greater(t, overwritten, 8)
+		require.Greater(t, overwritten.Load(), int64(8))
 		for _, image := range append(images, n.disk.Copy()) {
 			onDisk(t, image, func(db *leveldb.DB) {
 				found := readRows(t, db)

@@ -36,9 +36,14 @@ type peer struct {
 func (y *syncer) sessionOf(p *peer) *session {
 	y.mu.Lock()
 	defer y.mu.Unlock()
+	return p.sessionIn(y.sessions)
+}
+
+// sessionIn is sessionOf among given sessions.
+func (p *peer) sessionIn(sessions map[DatabaseID]*session) *session {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s := y.sessions[p.id]; s != nil && s.hello.nonce == p.nonce {
+	if s := sessions[p.id]; s != nil && s.hello.nonce == p.nonce {
 		return s
 	}
 	return nil

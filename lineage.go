@@ -38,7 +38,7 @@ func (y *syncer) recall(h hello) (*peerRecord, error) {
 // peer dials from says nothing.
 func (y *syncer) meet(h hello, record *peerRecord, addr string, since uint64) error {
 	record.mu.Lock()
-	current := len(record.epochs) > 0 && record.epochs[len(record.epochs)-1] == h.epoch
+	current := record.current(h.epoch)
 	forked, late, changed := record.forked(h.epoch), !current && record.meeting > since, false
 	if !forked && !late {
 		if !current {

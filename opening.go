@@ -119,8 +119,11 @@ func (op *opening) checkLimit(limit int) error {
 		if len(it.Value()) <= limit {
 			continue
 		}
-		if _, err := lookup(op.db, it.Key()); err == leveldb.ErrNotFound {
+		switch _, err := lookup(op.db, it.Key()); {
+		case err == leveldb.ErrNotFound:
 			continue // it was too large when it was to be adopted
+		case err != nil:
+			return fmt.Errorf("replicator: open: look up key %.64q: %w", it.Key(), err)
 		}
 		return fmt.Errorf("%w: open: the value of key %.64q has %d bytes, and Options.MaxValueSize was lowered from %d to %d: raise it, or shrink the value first",
 			ErrTooLarge, it.Key(), len(it.Value()), last, limit)
@@ -306,12 +309,13 @@ func (op *opening) loadEnd() (clean bool, err error) {
 // begin starts this opening's epoch.
 func (op *opening) begin(boot string, limit int, continuous bool) error {
 	var b leveldb.Batch
+	first := op.head + 1
 	if !continuous {
 		for _, e := range op.history {
 			b.Delete(sequenceKey(nil, tableEpochs, e.first))
 		}
 		op.history = nil
-		op.head++ // no record gets it: the first epoch has a place of its own, and stays
+		op.head = first // no record gets it: the epoch has a place of its own, and stays
 		op.floor = op.head + 1
 		op.adopt = adoption{}
 		for id, record := range op.peers {
@@ -320,17 +324,14 @@ func (op *opening) begin(boot string, limit int, continuous bool) error {
 			b.Put(tableKey(nil, tablePeers, id[:]), record.append(nil))
 		}
 	}
-	if n := len(op.history); n > 0 && op.history[n-1].first == op.head+1 {
+	if n := len(op.history); n > 0 && op.history[n-1].first == first {
 		op.history = op.history[:n-1] // an epoch without records is replaced
 	}
 	for len(op.history) >= maxEpochs {
 		b.Delete(sequenceKey(nil, tableEpochs, op.history[0].first))
 		op.history = op.history[1:]
 	}
-	last := epoch{op.head + 1, newOrigin()}
-	if !continuous {
-		last.first = op.head
-	}
+	last := epoch{first, newOrigin()}
 	op.history = append(op.history, last)
 	op.clock.ceiling = op.clock.next + clockBlock
 

@@ -99,7 +99,7 @@ type Options struct {
 
 	bootID      func() string // for tests; the machine's boot id, "" if unknown
 	pageEntries int           // for tests; how many entries a page has at most
-	rescan      func() bool   // for tests; decides how a long scan of the log goes on
+	rescan      func() bool   // for tests; decides whether a long log scan becomes one in key order
 }
 
 // Validate returns all that is wrong with the options, joined, or nil.

@@ -175,7 +175,7 @@ func parsePeerRecord(b []byte) (*peerRecord, error) {
 // met notes that the peer is in this epoch and at this address. It reports
 // whether that changed the record. The caller holds mu.
 func (p *peerRecord) met(epoch Origin, addr string) (changed bool) {
-	if n := len(p.epochs); n == 0 || p.epochs[n-1] != epoch {
+	if !p.current(epoch) {
 		p.epochs = append(p.epochs, epoch)
 		p.epochs = p.epochs[max(0, len(p.epochs)-maxPeerEpochs):]
 		changed = true
@@ -186,6 +186,12 @@ func (p *peerRecord) met(epoch Origin, addr string) (changed bool) {
 		changed = true
 	}
 	return changed
+}
+
+// current reports whether the epoch is the latest noted. The caller holds mu.
+func (p *peerRecord) current(epoch Origin) bool {
+	n := len(p.epochs)
+	return n > 0 && p.epochs[n-1] == epoch
 }
 
 // forked reports whether the peer's id is used by two lineages in turns: an

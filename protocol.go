@@ -186,7 +186,7 @@ func parsePull(b []byte) (p pull, err error) {
 type page struct {
 	unknown bool     // the pull's positions are not of this log: pull in full
 	done    bool     // of a full scan: nothing is left behind the last key
-	rescan  bool     // of a log scan: the rest is read faster in key order
+	rescan  bool     // of a log scan's beginning: all that is new is read faster in key order
 	head    position // the snapshot's
 	floor   uint64   // the snapshot's
 	reached uint64   // of a log scan: read down to this record

@@ -155,20 +155,20 @@ func (s *session) await(from chan []byte) ([]byte, error) {
 // answers pings.
 func (s *session) awaitValues() ([]byte, error) {
 	timeout := s.r.options.Timeout
-	for {
-		before := s.conn.received.Load()
-		timer := time.NewTimer(timeout)
+	ticker := time.NewTicker(timeout)
+	defer ticker.Stop()
+	for before := s.conn.received.Load(); ; {
 		select {
 		case payload := <-s.values:
-			timer.Stop()
 			return payload, nil
 		case <-s.ctx.Done():
-			timer.Stop()
 			return nil, s.ctx.Err()
-		case <-timer.C:
-			if s.conn.received.Load()-before < maxSmallFrame {
+		case <-ticker.C:
+			now := s.conn.received.Load()
+			if now-before < maxSmallFrame {
 				return nil, fmt.Errorf("the peer did not send values that it had offered, within %v", timeout)
 			}
+			before = now
 		}
 	}
 }

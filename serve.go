@@ -157,7 +157,7 @@ func (p *pageReader) readLog(v *view, w *pageWriter) error {
 		return err
 	}
 	w.page.reached = reached
-	if w.q.scan == scanNone && reached > bottom && p.rescan(v, records, v.head-bottom) {
+	if w.q.scan == scanNone && reached > bottom && p.rescan(records, v.head-bottom) {
 		w.page.rescan = true
 		return nil // all of it is going to come in key order
 	}
@@ -254,18 +254,16 @@ func (p *pageReader) addRecords(v *view, w *pageWriter, records []logged) error 
 
 // rescan reports whether a number of records, of which the first are a sample, are
 // read faster by a scan of the index. It sorts the sample.
-func (p *pageReader) rescan(v *view, sample []logged, records uint64) bool {
+func (p *pageReader) rescan(sample []logged, records uint64) bool {
 	if decide := p.r.options.rescan; decide != nil {
 		return decide()
 	}
 	n := len(sample)
-	if n == 0 || records < minRescan {
+	if n <= fewKeys || records < minRescan {
 		return false
 	}
 	sortByKey(sample)
-	f := newFinder(v, p.r.db, tableIndex, n, sample[0].key, sample[n-1].key)
-	f.release()
-	if !f.scattered {
+	if !scattered(p.r.db, rowRange(tableIndex, sample[0].key, sample[n-1].key), n) {
 		return false
 	}
 	size, err := p.r.db.SizeOf([]util.Range{*tableRange(tableIndex)})

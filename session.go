@@ -474,8 +474,7 @@ func (s *session) serve() error {
 			}
 			waiting = &p
 		case keys := <-s.fetches:
-			err := meet()
-			if err != nil {
+			if err := meet(); err != nil {
 				return err
 			}
 			parts, err := reader.values(keys)

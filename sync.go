@@ -61,6 +61,10 @@ func (y *syncer) start() {
 	y.wg.Go(y.quicken)
 	if y.listener != nil {
 		y.wg.Go(y.accept)
+		y.wg.Go(func() {
+			<-y.ctx.Done() // Close, or a failed write
+			y.listener.Close()
+		})
 	}
 	for addr, meta := range y.r.options.Peers {
 		_ = y.addPeer(addr, meta) // a map has no address twice
@@ -73,9 +77,6 @@ func (y *syncer) stop() {
 	y.stopped = true
 	y.mu.Unlock()
 	y.cancel(ErrClosed)
-	if y.listener != nil {
-		y.listener.Close()
-	}
 	y.wg.Wait()
 }
 
@@ -130,9 +131,6 @@ func pause(ctx context.Context, d time.Duration) {
 // accept takes connections until the listener is closed, which it is when
 // replication stops.
 func (y *syncer) accept() {
-	defer y.listener.Close()
-	stop := context.AfterFunc(y.ctx, func() { y.listener.Close() })
-	defer stop()
 	for failures := 0; ; {
 		c, err := y.listener.Accept()
 		switch {
@@ -246,11 +244,9 @@ func (r *Replicator) SyncNow(ctx context.Context) error {
 	others := maps.Clone(y.sessions)
 	y.mu.Unlock()
 	for _, p := range peers {
-		p.mu.Lock()
-		if s := others[p.id]; s != nil && s.hello.nonce == p.nonce {
-			delete(others, p.id) // also if it has ended meanwhile
+		if s := p.sessionIn(others); s != nil {
+			delete(others, s.hello.id) // also if it has ended meanwhile
 		}
-		p.mu.Unlock()
 	}
 
 	errs := make([]error, 0, len(peers)+len(others))

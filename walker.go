@@ -56,10 +56,6 @@ type finder struct {
 	table byte
 	walk  *walker
 	row   []byte
-
-	// scattered tells that the keys are many, and so far apart that each takes a
-	// read of its own.
-	scattered bool
 }
 
 const (
@@ -73,16 +69,19 @@ const (
 // last tell how far they are apart. sizes measures ranges of the database.
 func newFinder(db reader, sizes sizer, table byte, keys int, first, last []byte) *finder {
 	f := &finder{db: db, table: table}
-	if keys <= fewKeys {
-		return f
-	}
-	slice := util.Range{Start: f.rowKey(first), Limit: append(f.rowKey(last), 0)}
-	size, err := sizes.SizeOf([]util.Range{slice})
-	f.scattered = err != nil || size.Sum()/int64(keys) >= farApart
-	if !f.scattered {
-		f.walk = newWalker(db, &slice)
+	if keys > fewKeys {
+		if slice := rowRange(table, first, last); !scattered(sizes, slice, keys) {
+			f.walk = newWalker(db, slice)
+		}
 	}
 	return f
+}
+
+// scattered reports whether a number of keys that a range holds are so far apart
+// that each takes a read of its own.
+func scattered(sizes sizer, slice *util.Range, keys int) bool {
+	size, err := sizes.SizeOf([]util.Range{*slice})
+	return err != nil || size.Sum()/int64(keys) >= farApart
 }
 
 // sizer is a database that knows about how many bytes its tables hold in a range.
@@ -90,11 +89,12 @@ type sizer interface {
 	SizeOf(ranges []util.Range) (leveldb.Sizes, error)
 }
 
-func (f *finder) rowKey(key []byte) []byte {
-	if f.table == 0 {
-		return append([]byte{}, key...)
+// rowRange holds the rows from a first to a last key.
+func rowRange(table byte, first, last []byte) *util.Range {
+	if table == 0 {
+		return &util.Range{Start: first, Limit: append(bytes.Clone(last), 0)}
 	}
-	return tableKey(nil, f.table, key)
+	return &util.Range{Start: tableKey(nil, table, first), Limit: append(tableKey(nil, table, last), 0)}
 }
 
 // get returns the row of a key, valid until the next call, or

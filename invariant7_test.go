@@ -22,11 +22,7 @@ import (
 // checkpoint found there covers nothing that is not there.
 func TestInvariant7CheckpointedNotEarly(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 7, 2)
-		defer c.close()
-		c.link(1, 0)
-		source, n := c.nodes[0], c.nodes[1]
+	inPair(t, 7, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
 		c.converge()
 		type image struct {
@@ -114,11 +110,7 @@ func TestInvariant7CheckpointedNotTwice(t *testing.T) {
 				name += " with kills"
 			}
 			t.Run(name, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					c := newCluster(t, 7, 2)
-					defer c.close()
-					c.link(1, 0)
-					source, n := c.nodes[0], c.nodes[1]
+				inPair(t, 7, func(t *testing.T, c *cluster, source, n *node) {
 					c.open()
 					if kind == "log" {
 						source.put("first", "")
@@ -170,11 +162,7 @@ func (c *cluster) cutAt(bytes int) *atomic.Int64 {
 // values: those that have arrived are not fetched again.
 func TestInvariant7CheckpointedValues(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 7, 2)
-		defer c.close()
-		c.link(1, 0)
-		source, n := c.nodes[0], c.nodes[1]
+	inPair(t, 7, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
 		const records, size, frame = 700, 6000, 512 << 10
 		source.fill("k", 0, records, size)
@@ -198,11 +186,7 @@ func TestInvariant7CheckpointedValues(t *testing.T) {
 // starts, over restarts too.
 func TestInvariant7CheckpointedScans(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 77, 2)
-		defer c.close()
-		c.link(1, 0)
-		source, n := c.nodes[0], c.nodes[1]
+	inPair(t, 77, func(t *testing.T, c *cluster, source, n *node) {
 		c.net.Partition([]string{"n1"})
 		c.open()
 		source.fill("k", 0, 3000, 10)

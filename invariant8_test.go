@@ -276,12 +276,8 @@ func TestInvariant8VerifiedEpochs(t *testing.T) {
 // SyncNow: no page is sent while it is called.
 func TestInvariant8VerifiedBeforeSyncNow(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 8, 2)
-		defer c.close()
-		c.link(1, 0)
+	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
-		source, n := c.nodes[0], c.nodes[1]
 		source.fill("k", 0, 20, 0)
 		was := source.disk.Copy()
 		source.fill("lost", 0, 10, 0)
@@ -318,12 +314,8 @@ func TestInvariant8VerifiedBeforeSyncNow(t *testing.T) {
 // before it writes anything: its log goes on above what was there.
 func TestInvariant8VerifiedSwept(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 8, 2)
-		defer c.close()
-		c.link(1, 0)
+	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
-		source, n := c.nodes[0], c.nodes[1]
 		source.fill("k", 0, 30, 0)
 		c.converge()
 		time.Sleep(time.Second)
@@ -350,12 +342,8 @@ func TestInvariant8VerifiedSwept(t *testing.T) {
 // be opened and closed without a change: its checkpoints stay what they are.
 func TestInvariant8VerifiedIdle(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 8, 2)
-		defer c.close()
-		c.link(1, 0)
+	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
-		source, n := c.nodes[0], c.nodes[1]
 		source.fill("k", 0, 50, 0)
 		c.converge()
 		source.powerCut()
@@ -406,12 +394,8 @@ func TestInvariant8VerifiedRecovered(t *testing.T) {
 // buffer. A peer that has read the record does not come to doubt the log for it.
 func TestInvariant8VerifiedUnpublished(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 8, 2)
-		defer c.close()
-		c.link(1, 0)
+	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
-		source, n := c.nodes[0], c.nodes[1]
 		source.fill("k", 0, 100, 10)
 		c.converge()
 		time.Sleep(time.Second)
@@ -491,11 +475,7 @@ func TestInvariant8VerifiedSeen(t *testing.T) {
 // discontinuously and is yet to remove its old log records.
 func TestInvariant8VerifiedWhileSwept(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 8, 2)
-		defer c.close()
-		c.link(1, 0)
-		source, n := c.nodes[0], c.nodes[1]
+	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		source.open()
 		var pulls atomic.Int64
 		var release func()

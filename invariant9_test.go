@@ -36,12 +36,8 @@ func TestInvariant9ConsistentUnpublished(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				c := newCluster(t, 9, 2)
-				defer c.close()
-				c.link(1, 0)
+			inPair(t, 9, func(t *testing.T, c *cluster, source, n *node) {
 				c.open()
-				source, n := c.nodes[0], c.nodes[1]
 				source.fill("first", 0, 10, 0)
 				c.converge()
 				time.Sleep(time.Second) // what was merged is acknowledged, so nothing waits for a commit
@@ -100,11 +96,7 @@ func TestInvariant9ConsistentSeen(t *testing.T) {
 // written with that stamp; and SyncNow returns with all that was there at the call.
 func TestInvariant9ConsistentValues(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 9, 2)
-		defer c.close()
-		c.link(1, 0)
-		source, n := c.nodes[0], c.nodes[1]
+	inPair(t, 9, func(t *testing.T, c *cluster, source, n *node) {
 		n.open()
 		n.delete("nothing") // so that large values are fetched from the beginning
 		// What was there at first is read from the disk, block by block, and nobody
@@ -199,11 +191,7 @@ func TestInvariant9ConsistentValues(t *testing.T) {
 // of values that a peer fetches, and looks at all that the peer ever commits.
 func TestInvariant9ConsistentFetches(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 9, 2)
-		defer c.close()
-		c.link(1, 0)
-		source, n := c.nodes[0], c.nodes[1]
+	inPair(t, 9, func(t *testing.T, c *cluster, source, n *node) {
 		n.open()
 		n.delete("nothing") // so that large values are fetched from the beginning
 		openWith(source, &opt.Options{DisableBlockCache: true, WriteBuffer: 8 << 20, DisableLargeBatchTransaction: true},
@@ -269,11 +257,7 @@ func TestInvariant9ConsistentFetches(t *testing.T) {
 // power cut: all that it has acknowledged.
 func TestInvariant9ConsistentAcknowledgements(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 9, 2)
-		defer c.close()
-		c.link(1, 0)
-		source, n := c.nodes[0], c.nodes[1]
+	inPair(t, 9, func(t *testing.T, c *cluster, source, n *node) {
 		source.open()
 		// Sync is no barrier to journals that were rotated before, so none is.
 		openWith(n, &opt.Options{WriteBuffer: 8 << 20, DisableLargeBatchTransaction: true}, func(*replicator.Options) {})
@@ -305,12 +289,8 @@ func TestInvariant9ConsistentAcknowledgements(t *testing.T) {
 // once.
 func TestInvariant9ConsistentAcknowledgementsRestated(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 9, 2)
-		defer c.close()
-		c.link(1, 0)
+	inPair(t, 9, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
-		source, n := c.nodes[0], c.nodes[1]
 		source.fill("first", 0, 10, 0)
 		c.converge()
 		time.Sleep(time.Second)
@@ -336,12 +316,8 @@ func TestInvariant9ConsistentAcknowledgementsRestated(t *testing.T) {
 // not keep a peer from acknowledging what it has.
 func TestInvariant9ConsistentAcknowledgementsGoOn(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 9, 2)
-		defer c.close()
-		c.link(1, 0)
+	inPair(t, 9, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
-		source, n := c.nodes[0], c.nodes[1]
 		const gap = 100 * time.Millisecond
 		for i := range 600 {
 			source.put("key", fmt.Sprint(i))
@@ -356,12 +332,8 @@ func TestInvariant9ConsistentAcknowledgementsGoOn(t *testing.T) {
 // whose commit is visible, but not over: it holds.
 func TestInvariant9ConsistentAcknowledgementsUnpublished(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 8, 2)
-		defer c.close()
-		c.link(1, 0)
+	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
-		source, n := c.nodes[0], c.nodes[1]
 		source.fill("k", 0, 100, 10)
 		c.converge()
 		time.Sleep(2 * time.Second)

@@ -576,3 +576,14 @@ func (c *cluster) acknowledged(n, peer *node) uint64 {
 	}
 	return 0
 }
+
+// inPair runs a test in a bubble, with two nodes that are yet to be opened, of which
+// n dials source.
+func inPair(t *testing.T, seed int64, test func(t *testing.T, c *cluster, source, n *node)) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, seed, 2)
+		defer c.close()
+		c.link(1, 0)
+		test(t, c, c.nodes[0], c.nodes[1])
+	})
+}

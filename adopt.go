@@ -80,8 +80,13 @@ func (a *adopter) run(ctx context.Context) {
 	if !a.running() {
 		return
 	}
-	for ctx.Err() == nil {
-		done, err := a.step()
+	// What was written before the opening may not be durable yet. A power cut must
+	// not take a value and leave the index row that adoption made of it.
+	err := a.r.commits.enter(false, (*committer).flush)
+	for done := false; ctx.Err() == nil; {
+		if err == nil {
+			done, err = a.step()
+		}
 		if err != nil {
 			a.r.options.Logger.Error("replicator: adoption stopped; it goes on at the next opening", "error", err)
 			return

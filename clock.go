@@ -6,15 +6,21 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"strconv"
+	"time"
 )
 
 const (
 	// maxClock is the greatest clock that a stamp may carry.
 	maxClock = 1 << 62
-	// maxClockLead is how far the clock of a peer's change may be ahead of ours.
-	maxClockLead = 1 << 40
-	// clockBlock is by how much the persisted ceiling is raised at a time.
-	clockBlock = 1 << 20
+	// The clock of a peer's change may be at most clockBase, and clockRate for
+	// each second since clockEpoch, by the wall clock here and clockAhead ahead.
+	clockBase  = 1 << 48
+	clockRate  = 1 << 20
+	clockAhead = time.Hour
+	// clockBlock bounds how far the persisted ceiling is above the greatest
+	// clock that was made or seen, and so what a power cut adds to the clock.
+	clockBlock = 1 << 16
 	// drawnOrigin is set in every origin drawn at an opening and clear in every
 	// origin that adoption derives from a value, so a write beats an adoption.
 	drawnOrigin = 1 << 63
@@ -29,6 +35,16 @@ func (o Origin) String() string { return fmt.Sprintf("%016x", uint64(o)) }
 
 // MarshalText returns what String returns.
 func (o Origin) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (o *Origin) UnmarshalText(text []byte) error {
+	v, err := strconv.ParseUint(string(text), 16, 64)
+	if err != nil || len(text) != 16 {
+		return fmt.Errorf("replicator: an origin has 16 hexadecimal digits, not %.40q", text)
+	}
+	*o = Origin(v)
+	return nil
+}
 
 func newOrigin() Origin {
 	var b [8]byte
@@ -62,10 +78,20 @@ type Version struct {
 	Deleted bool
 }
 
-// compare orders versions: by stamp, then a delete above a put. What is equal
-// after that is one change, unless two copies of one running process made it
-// (a resumed machine image); newerValue decides those.
-func (v Version) compare(w Version) int {
+// String returns the stamp as clock@origin, with a "-" before it if the change
+// deleted the key.
+func (v Version) String() string {
+	if v.Deleted {
+		return "-" + v.Stamp.String()
+	}
+	return v.Stamp.String()
+}
+
+// Compare returns -1, 0 or +1 as v is below, equal to, or above w in the order
+// that every replica agrees on: by stamp, then a delete above a put. Versions that
+// are equal stand for one change, unless two copies of one running process made
+// them (a resumed machine image); the values' hashes decide between those.
+func (v Version) Compare(w Version) int {
 	if c := v.Stamp.Compare(w.Stamp); c != 0 {
 		return c
 	}
@@ -93,6 +119,12 @@ func adoptedVersion(value []byte) Version {
 
 func (v Version) adopted() bool { return v.Origin&drawnOrigin == 0 }
 
+// fits reports whether a version that claims to be an adopted one is what
+// adoption makes of a value with that hash.
+func (v Version) fits(hash uint64) bool {
+	return !v.Deleted && v.Clock == 0 && uint64(v.Origin) == hash&^drawnOrigin
+}
+
 // clock is the database's Lamport clock. It belongs to the commit section.
 type clock struct {
 	next    uint64 // clock of the next local change: one above all made or seen
@@ -101,3 +133,15 @@ type clock struct {
 
 // witness raises the clock above one that came from elsewhere.
 func (c *clock) witness(seen uint64) { c.next = max(c.next, seen+1) }
+
+// clockEpoch is when the bound of peers' clocks begins to rise.
+var clockEpoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// clockLimit is the greatest clock that a peer's change may carry at a time. It
+// does not depend on this database's clock, so all replicas judge alike, no
+// attacker can use the clock up in steps, and no cluster that makes fewer than
+// clockRate changes a second gets there.
+func clockLimit(now time.Time) uint64 {
+	seconds := max(0, now.Sub(clockEpoch)/time.Second) + clockAhead/time.Second
+	return min(clockBase+clockRate*uint64(seconds), maxClock)
+}

@@ -54,6 +54,9 @@ type committer struct {
 		records            atomic.Int64
 	}
 	failed atomic.Pointer[error]
+
+	lockLost atomic.Bool    // leveldb's write lock is taken for good: every write, and closing it, would hang
+	probes   sync.WaitGroup // compactionError's
 }
 
 func newCommitter(op *opening) *committer {
@@ -71,7 +74,9 @@ type proposal struct {
 	deleted    bool
 	batch      *leveldb.Batch
 	work       func(*committer) error
-	ops, size  int
+	ops        int
+	keys       int // bytes in keys
+	values     int // bytes in values
 	sync       bool
 	alone      bool // not to be grouped with others
 	last       bool // the one that close waits for
@@ -79,6 +84,8 @@ type proposal struct {
 	err  error
 	turn chan bool // true: take the lead; false: done, see err
 }
+
+func (p *proposal) size() int { return p.keys + p.values }
 
 func (c *committer) newProposal() *proposal {
 	if p, ok := c.pool.Get().(*proposal); ok {
@@ -96,8 +103,8 @@ func (c *committer) do(p *proposal) error {
 }
 
 // enter runs work inside the commit section: no other commit happens between
-// what it reads and the batch that it fills, which is written if work returns
-// nil. A batch that is left empty is not written.
+// what it reads and the batch that it fills. The batch is written if work returns
+// nil and left anything in it.
 func (c *committer) enter(sync bool, work func(*committer) error) error {
 	p := c.newProposal()
 	p.work, p.sync, p.alone = work, sync, true
@@ -144,10 +151,10 @@ func (c *committer) submit(p *proposal) error {
 // gather moves the proposals that are to be committed together from the queue
 // to the group. The leader's own is the first in the queue.
 func (c *committer) gather() {
-	n, size := 1, c.queue[0].size
+	n, size := 1, c.queue[0].size()
 	if !c.queue[0].alone {
 		for ; n < len(c.queue); n++ {
-			size += c.queue[n].size
+			size += c.queue[n].size()
 			if c.queue[n].alone || size > maxGroupSize {
 				break
 			}
@@ -181,20 +188,39 @@ func (c *committer) commit() error {
 		if ops > maxClock-min(c.clock.next, maxClock) {
 			return fmt.Errorf("%w: this database has used up its clock at %d", ErrClock, c.clock.next)
 		}
-		if err := c.reserve(c.clock.next + ops); err != nil {
+		if err := c.reserve(c.clock.next + ops - 1); err != nil {
 			return err
 		}
+		c.makeRoom()
 		for _, p := range c.group {
 			c.appendProposal(p)
 		}
 	}
-	return c.flush(sync, ops > 0)
+	return c.finish(sync, ops > 0)
 }
 
-// flush writes the batch and publishes what it did.
-func (c *committer) flush(sync, local bool) error {
-	if err := c.write(c.batch, sync); err != nil {
-		return err
+// rowsSize is more than the rows of an operation take, less its keys and value.
+const rowsSize = 3*2*binary.MaxVarintLen32 + 3*len(reserved) + 64
+
+// makeRoom sets memory aside for the rows of a large group. A leveldb batch that
+// grows by itself does so in small steps once it has many operations, and takes
+// a time that is quadratic in their number.
+func (c *committer) makeRoom() {
+	size := 0
+	for _, p := range c.group {
+		size += p.ops*rowsSize + 3*p.keys + p.values
+	}
+	if size > maxIdleBatch {
+		c.batch = leveldb.MakeBatch(size)
+	}
+}
+
+// finish writes the batch and publishes what it did.
+func (c *committer) finish(sync, local bool) error {
+	if c.batch.Len() > 0 {
+		if err := c.write(c.batch, sync); err != nil {
+			return err
+		}
 	}
 	grew := c.visible.head.Load() != c.head
 	c.publish()
@@ -227,10 +253,17 @@ func (c *committer) write(b *leveldb.Batch, sync bool) error {
 	if sync {
 		wo = withSync
 	}
-	err := c.db.Write(b, wo)
-	if err == nil {
-		return nil
+	if err := c.failure(); err != nil {
+		return err
 	}
+	if err := c.db.Write(b, wo); err != nil {
+		return c.fail(err)
+	}
+	return nil
+}
+
+// fail notes the error after which nothing is written any more.
+func (c *committer) fail(err error) error {
 	failure := fmt.Errorf("%w: %w", ErrFailed, err)
 	if c.failed.CompareAndSwap(nil, &failure) && c.stopped != nil {
 		c.stopped(failure)
@@ -246,13 +279,13 @@ func (c *committer) failure() error {
 	return nil
 }
 
-// reserve makes sure that every clock below limit is under the persisted
-// ceiling, so that no crash can make a stamp a second time.
-func (c *committer) reserve(limit uint64) error {
-	if limit <= c.clock.ceiling {
+// reserve makes sure that a clock is below the persisted ceiling, so that no
+// crash can make a stamp a second time.
+func (c *committer) reserve(greatest uint64) error {
+	if greatest < c.clock.ceiling {
 		return nil
 	}
-	ceiling := limit + clockBlock
+	ceiling := greatest + clockBlock
 	var b leveldb.Batch
 	b.Put(metaKey(metaCeiling), encodeUint64(ceiling))
 	if err := c.write(&b, true); err != nil {

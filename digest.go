@@ -6,8 +6,10 @@ import (
 	"fmt"
 )
 
-// Digest sums up all keys, values and stamps of a replica. Two replicas whose
-// digests are equal hold the same data and will resolve the next conflict alike.
+// Digest sums up the live keys of a replica, with their values and stamps. Two
+// replicas whose digests are equal hold the same data. Deleted keys are left out:
+// of two replicas with equal digests, one may still lack a deletion of a key
+// that neither holds.
 type Digest struct {
 	Keys  int   // live keys
 	Bytes int64 // in live keys and their values
@@ -18,21 +20,29 @@ type Digest struct {
 func (d Digest) String() string { return hex.EncodeToString(d.Sum[:]) }
 
 // Digest reads the whole database, as it is at the call. A key that is not
-// adopted yet counts with the stamp that adoption will give it.
+// adopted yet counts with the stamp that adoption will give it. Close does not wait
+// for it: Digest then returns ErrClosed.
 func (r *Replicator) Digest() (Digest, error) {
 	var d Digest
-	snap, err := r.GetSnapshot()
+	if !r.gate.enter() {
+		return d, ErrClosed
+	}
+	defer r.gate.leave()
+	snap, err := r.db.GetSnapshot()
 	if err != nil {
 		return d, err
 	}
 	defer snap.Release()
-	index := newWalker(snap.snap, tableRange(tableIndex))
+	index := newWalker(snap, tableRange(tableIndex))
 	defer index.release()
-	it := snap.NewIterator(nil, nil)
+	it := newUserIterator(snap, nil, nil)
 	defer it.Release()
 	sum := sha256.New()
 	var row []byte
 	for it.Next() {
+		if r.gate.isClosed() {
+			return Digest{}, ErrClosed
+		}
 		key, value := it.Key(), it.Value()
 		var version Version
 		if index.find(tableKey(row[:0], tableIndex, key)) {

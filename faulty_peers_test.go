@@ -419,7 +419,7 @@ func TestFaultyDisk(t *testing.T) {
 		return err != nil
 	}, 5*time.Second, time.Millisecond)
 	disk.SetFault(nil)
-	require.NoError(t, r.Close())
+	require.ErrorIs(t, r.Close(), replicator.ErrFailed)
 	require.NoError(t, db.Close())
 }
 

@@ -326,7 +326,7 @@ func TestInvariant4TotalUnderRaces(t *testing.T) {
 					assert.NoError(t, r.Put([]byte(key(n)), fmt.Append(nil, "local ", w, i), nil))
 					after, err := r.Version([]byte(key(n)))
 					assert.NoError(t, err)
-					assert.Positive(t, after.Compare(before.Stamp), "a local write is not above what was there")
+					assert.Positive(t, after.Stamp.Compare(before.Stamp), "a local write is not above what was there")
 					offer(n, replicator.Entry{Version: after})
 				})
 			}
@@ -338,7 +338,7 @@ func TestInvariant4TotalUnderRaces(t *testing.T) {
 						continue
 					}
 					require.NoError(t, err)
-					require.GreaterOrEqual(t, v.Compare(seen[n].Stamp), 0, "%s went back from %v to %v", key(n), seen[n], v)
+					require.GreaterOrEqual(t, v.Stamp.Compare(seen[n].Stamp), 0, "%s went back from %v to %v", key(n), seen[n], v)
 					seen[n] = v
 				}
 			}
@@ -352,7 +352,7 @@ func TestInvariant4TotalUnderRaces(t *testing.T) {
 			epoch, local := r.Status().Epoch, 0
 			latest, above := map[string]replicator.Stamp{}, uint64(0)
 			for _, row := range found.log {
-				require.GreaterOrEqual(t, row.Compare(latest[row.Key]), 0, "record %d: %s went back", row.Seq, row.Key)
+				require.GreaterOrEqual(t, row.Stamp.Compare(latest[row.Key]), 0, "record %d: %s went back", row.Seq, row.Key)
 				latest[row.Key] = row.Stamp
 				if row.Origin == epoch {
 					local++

@@ -93,7 +93,7 @@ func TestInvariant5Verbatim(t *testing.T) {
 		c.converge()
 		compare()
 		c.nodes[2].put("key 01", "a new change is above the old one")
-		require.Positive(t, second2(c.nodes[2].r.Version([]byte("key 01"))).Compare(original["key 01"].Stamp))
+		require.Positive(t, second2(c.nodes[2].r.Version([]byte("key 01"))).Stamp.Compare(original["key 01"].Stamp))
 		note(c.nodes[2], "key 01")
 		c.converge()
 		compare()

@@ -222,7 +222,7 @@ func TestInvariant7CheckpointedScans(t *testing.T) {
 			if err == nil {
 				here := n.index()
 				for key, row := range before {
-					require.GreaterOrEqual(t, here[key].Compare(row.Stamp), 0, "SyncNow returned without %s", key)
+					require.GreaterOrEqual(t, here[key].Stamp.Compare(row.Stamp), 0, "SyncNow returned without %s", key)
 				}
 			}
 			for range 700 {

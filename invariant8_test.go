@@ -148,7 +148,7 @@ func TestInvariant8Verified(t *testing.T) {
 				require.NoError(t, p.n.sync())
 				here := p.n.index()
 				for key, row := range p.source.index() {
-					require.GreaterOrEqual(t, here[key].Compare(row.Stamp), 0, "SyncNow returned without %s", key)
+					require.GreaterOrEqual(t, here[key].Stamp.Compare(row.Stamp), 0, "SyncNow returned without %s", key)
 				}
 				p.converge()
 				time.Sleep(time.Second) // until what moved the checkpoint only is stored

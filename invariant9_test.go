@@ -167,7 +167,7 @@ func TestInvariant9ConsistentValues(t *testing.T) {
 			require.NoError(t, n.sync())
 			here := n.index()
 			for key, row := range before {
-				require.GreaterOrEqual(t, here[key].Compare(row.Stamp), 0, "round %d: SyncNow returned without %s", round, key)
+				require.GreaterOrEqual(t, here[key].Stamp.Compare(row.Stamp), 0, "round %d: SyncNow returned without %s", round, key)
 			}
 			mu.Lock()
 			for range pageSize {

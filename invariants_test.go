@@ -187,7 +187,7 @@ func (p *pairs) check(found rows, owner string, acknowledged []acked, power bool
 		_, shared, value := pair(by, id)
 		stamp := replicator.Stamp{Clock: row.Clock + 1, Origin: row.Origin}
 		values[stamp] = value
-		if by == owner && found.index[shared].Compare(stamp) < 0 {
+		if by == owner && found.index[shared].Stamp.Compare(stamp) < 0 {
 			return fmt.Errorf("a part of the batch of %s is here, %q is not: it has %v", private, shared, found.index[shared])
 		}
 	}
@@ -479,7 +479,7 @@ func covered(cursor replicator.Cursor, peer, here map[string]replicator.Row) err
 		case cursor.Full:
 			covers = row.Seq <= cursor.Upper && key <= cursor.Key
 		}
-		if covers && here[key].Compare(row.Stamp) < 0 {
+		if covers && here[key].Stamp.Compare(row.Stamp) < 0 {
 			return fmt.Errorf("key %q: the cursor %+v covers %v, here is %v", key, cursor, row, here[key])
 		}
 	}

@@ -1,6 +1,8 @@
 package replicator
 
 import (
+	"bytes"
+	"runtime"
 	"sync"
 
 	"github.com/syndtr/goleveldb/leveldb"
@@ -20,13 +22,24 @@ type reader interface {
 // look at the first byte of each key.
 type userIterator struct {
 	iterator.Iterator
-	key      []byte
-	released func() // may be nil
+	key  []byte
+	hold *hold // nil where nobody counts
 }
 
 // newUserIterator returns an iterator over the user's keys of a range.
 func newUserIterator(db reader, slice *util.Range, ro *opt.ReadOptions) *userIterator {
+	if slice != nil && slice.Limit != nil && bytes.Compare(slice.Start, slice.Limit) > 0 {
+		return &userIterator{Iterator: iterator.NewEmptyIterator(nil)} // goleveldb can panic
+	}
 	return &userIterator{Iterator: db.NewIterator(slice, ro)}
+}
+
+// newHeldIterator returns one that a caller releases, or forgets to release.
+func newHeldIterator(db reader, slice *util.Range, ro *opt.ReadOptions, holds *holds) *userIterator {
+	it := newUserIterator(db, slice, ro)
+	it.hold = holds.take(it.Iterator)
+	runtime.AddCleanup(it, (*hold).release, it.hold)
+	return it
 }
 
 func (it *userIterator) forward(ok bool) bool {
@@ -63,19 +76,26 @@ func (it *userIterator) Key() []byte          { return it.key }
 
 func (it *userIterator) Release() {
 	it.key = nil
-	it.Iterator.Release()
-	if it.released != nil {
-		it.released()
+	if it.hold != nil {
+		it.hold.release()
+		return
 	}
+	it.Iterator.Release()
 }
 
 // Snapshot is a frozen view of the database, as leveldb.Snapshot is. It is safe
 // for concurrent use, must be released, and must not be held for long: leveldb
 // keeps every version that it can see.
 type Snapshot struct {
-	r        *Replicator
-	snap     *leveldb.Snapshot
-	released func()
+	r    *Replicator
+	snap *leveldb.Snapshot
+	hold *hold
+}
+
+func newSnapshot(r *Replicator, snap *leveldb.Snapshot) *Snapshot {
+	s := &Snapshot{r, snap, r.holds.take(snap)}
+	runtime.AddCleanup(s, (*hold).release, s.hold)
+	return s
 }
 
 // Get returns the value of the key in the snapshot, or leveldb.ErrNotFound. The
@@ -97,10 +117,7 @@ func (s *Snapshot) NewIterator(slice *util.Range, ro *opt.ReadOptions) iterator.
 
 // Release gives the snapshot up. Iterators made from it stay usable until they
 // are released themselves. It may be called more than once.
-func (s *Snapshot) Release() {
-	s.snap.Release()
-	s.released()
-}
+func (s *Snapshot) Release() { s.hold.release() }
 
 // holds counts the iterators and snapshots that callers have not released.
 type holds struct {
@@ -108,10 +125,30 @@ type holds struct {
 	n  int
 }
 
-// take counts one more, and returns a function that takes it back, once.
-func (h *holds) take() (release func()) {
+// hold is one of them.
+type hold struct {
+	of     *holds
+	thing  interface{ Release() } // of leveldb's
+	mu     sync.Mutex
+	isOver bool
+}
+
+func (h *holds) take(thing interface{ Release() }) *hold {
 	h.add(1)
-	return sync.OnceFunc(func() { h.add(-1) })
+	return &hold{of: h, thing: thing}
+}
+
+// release releases the thing and takes it off the count, once. It is also called
+// when a caller has dropped the thing without releasing it.
+func (h *hold) release() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.isOver {
+		return
+	}
+	h.isOver = true
+	h.thing.Release()
+	h.of.add(-1)
 }
 
 func (h *holds) add(n int) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/syndtr/goleveldb/leveldb"
 )
@@ -58,10 +59,10 @@ func (r *Replicator) examine(entries []entry) (*candidates, error) {
 		adopting: r.adopter.running(),
 		head:     r.commits.visible.head.Load(),
 	}
-	limit := min(r.commits.visible.clock.Load()+maxClockLead, maxClock)
+	limit := clockLimit(time.Now())
 	for i := range entries {
 		if e := &entries[i]; e.Clock > limit {
-			return nil, fmt.Errorf("%w: key %.64q arrived with clock %d, at most %d is accepted now", ErrClock, e.key, e.Clock, limit)
+			return nil, fmt.Errorf("%w: key %.64q arrived with clock %d, at most %d is accepted at this time", ErrClock, e.key, e.Clock, limit)
 		}
 	}
 	if err := r.lookupAll(c); err != nil {
@@ -133,7 +134,7 @@ func (r *Replicator) decide(c *candidates, i int) error {
 		c.wins[i] = true
 		return nil
 	}
-	order := e.compare(here.Version)
+	order := e.Version.Compare(here.Version)
 	c.wins[i] = order > 0
 	if order != 0 || e.Deleted || e.adopted() {
 		return nil
@@ -178,7 +179,7 @@ func (r *Replicator) merge(c *candidates, note func(first, last uint64), progres
 			}
 		}
 		if merged > 0 {
-			if err := s.reserve(greatest + 1); err != nil {
+			if err := s.reserve(greatest); err != nil {
 				return err
 			}
 			note(s.head+1, s.head+uint64(merged))

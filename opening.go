@@ -7,12 +7,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
-	"runtime"
 	"strings"
 
 	"github.com/syndtr/goleveldb/leveldb"
-	"github.com/syndtr/goleveldb/leveldb/util"
+	"github.com/syndtr/goleveldb/leveldb/iterator"
 )
 
 // Names of the rows of the meta table.
@@ -22,9 +20,11 @@ const (
 	metaCeiling  = "ceiling"  // exclusive upper bound of all clocks made or seen
 	metaHead     = "head"     // head at the last close, in case the log is empty
 	metaFloor    = "floor"    // sequence below which records may be missing
-	metaClean    = "clean"    // exact clock and number of log records at a clean close
+	metaClean    = "clean"    // the cleanMark of the last close
 	metaLimit    = "limit"    // Options.MaxValueSize of the last opening
 	metaBoot     = "boot"     // boot id of the machine at the last opening
+	metaStart    = "start"    // head and clock at the last opening
+	metaFlush    = "flush"    // what a flush writes first
 	metaAdoption = "adoption" // progress of the adoption
 	metaProbe    = "probe "   // prefix of what checkOrder writes, and removes
 )
@@ -79,33 +79,42 @@ func open(db *leveldb.DB, o *Options) (*opening, error) {
 	if err := op.recognise(); err != nil {
 		return nil, err
 	}
-	clean, err := op.load()
+	end, err := op.load(o.bootID())
 	if err != nil {
 		return nil, err
 	}
-	boot := o.bootID()
-	continuous := op.fresh
-	if !op.fresh && !o.Recovered {
-		lastBoot, err := op.get(metaBoot)
-		if err != nil {
-			return nil, err
-		}
-		continuous = clean || boot != "" && boot == string(lastBoot)
-	}
-	if !continuous {
-		o.Logger.Warn("replicator: the last session with this database ended without a clean close, or its files were restored: "+
-			"log and checkpoints are not trusted, peers will be pulled in full", "id", op.id)
+	if o.Recovered && end != endNone {
+		end = endDistrusted
 	}
 	if err := op.checkLimit(o.MaxValueSize); err != nil {
 		return nil, err
 	}
-	if !continuous {
-		if err := op.recount(); err != nil {
+	switch end {
+	case endPowerCut:
+		op.clock.next = op.clock.ceiling
+		o.Logger.Warn("replicator: the machine was restarted without a clean close of this database: "+
+			"log and checkpoints are not trusted, peers will be pulled in full", "id", op.id)
+	case endDistrusted:
+		dropped, err := op.reconcile()
+		if err != nil {
 			return nil, err
 		}
+		o.Logger.Warn("replicator: the files of this database were recovered: "+
+			"log and checkpoints are not trusted, peers will be pulled in full", "id", op.id, "droppedRows", dropped)
 	}
-	return op, op.begin(boot, o.MaxValueSize, continuous)
+	return op, op.begin(o.bootID(), o.MaxValueSize, end == endPowerCut || end == endDistrusted)
 }
+
+// end is how the last opening of a database ended.
+type end int
+
+const (
+	endNone       end = iota // there was none
+	endClean                 // by Close
+	endKill                  // with its process: all that was written is there
+	endPowerCut              // with the machine: what was not synced may be missing
+	endDistrusted            // the files may be from different moments (Options.Recovered)
+)
 
 // checkLimit refuses a limit under which a value that is here could not be sent.
 func (op *opening) checkLimit(limit int) error {
@@ -131,23 +140,54 @@ func (op *opening) checkLimit(limit int) error {
 	return it.Error()
 }
 
-// recount finds the greatest sequence and clock in the index: files that were
-// restored may have lost the rows that told, but not all that was written by
-// them, and neither may be given out again.
-func (op *opening) recount() error {
-	it := op.db.NewIterator(tableRange(tableIndex), nil)
-	defer it.Release()
-	for it.Next() {
-		record, err := parseIndexRecord(it.Value())
-		if err != nil {
-			return fmt.Errorf("%w: index of key %.64q", err, rowName(it.Key()))
+// reconcile makes index and data of recovered files agree, and returns how many
+// index rows it dropped. A row that promises a value which is not there would keep
+// the value out for ever, for peers have it under the same stamp. A value that is
+// there beside a tombstone may be older or newer: it stays, to be adopted, and
+// peers that know better have a greater stamp for the key.
+//
+// It also finds the greatest sequence and clock in the index: the rows that told
+// may be lost, and neither may be given out again.
+func (op *opening) reconcile() (dropped int, err error) {
+	index := op.db.NewIterator(tableRange(tableIndex), nil)
+	defer index.Release()
+	data := newUserIterator(op.db, nil, nil)
+	defer data.Release()
+	var b leveldb.Batch
+	flush := func() error {
+		if b.Len() == 0 {
+			return nil
+		}
+		err := op.db.Write(&b, withSync) // each with Sync: none may be lost that begin rests on
+		b.Reset()
+		return err
+	}
+	err = walk(index, data, func(key []byte, record *indexRecord, _ []byte, has bool) error {
+		if record == nil {
+			return nil
 		}
 		op.head = max(op.head, record.seq)
 		op.clock.witness(record.Clock)
-	}
+		if has != record.Deleted {
+			return nil
+		}
+		dropped++
+		b.Delete(indexKey(key))
+		b.Delete(logKey(record.seq))
+		if b.Len() < maxReconciled {
+			return nil
+		}
+		return flush()
+	})
 	op.clock.next = max(op.clock.next, op.clock.ceiling) // a clean mark may be of an earlier close
-	return it.Error()
+	if err = firstError(err, flush()); err != nil {
+		return dropped, fmt.Errorf("replicator: open: reconcile index and data: %w", err)
+	}
+	return dropped, nil
 }
+
+// maxReconciled bounds the rows of one batch.
+const maxReconciled = 2000
 
 // recognise tells a fresh database from a wrapped one, and refuses one in which
 // somebody else keeps keys under the reserved prefix.
@@ -164,8 +204,11 @@ func (op *opening) recognise() error {
 			ok = it.Next() // of a first opening that was cut off
 			continue
 		}
-		if format == nil || len(key) <= len(reserved) || !strings.Contains(tables, string(key[len(reserved)])) {
+		if len(key) <= len(reserved) || !strings.Contains(tables, string(key[len(reserved)])) {
 			return fmt.Errorf("%w: open: found foreign key %q", ErrReserved, key)
+		}
+		if format == nil {
+			return errors.New("replicator: open: the database is an incomplete copy of a replicated one (it has no format row): start from an empty directory")
 		}
 		ok = it.Seek(tableKey(nil, key[len(reserved)]+1, nil))
 	}
@@ -213,44 +256,45 @@ func (op *opening) checkOrder() error {
 }
 
 // load reads the rows of a wrapped database.
-func (op *opening) load() (clean bool, err error) {
+func (op *opening) load(boot string) (end, error) {
 	if op.fresh {
 		op.id = newDatabaseID()
 		it := newUserIterator(op.db, nil, nil)
 		defer it.Release()
 		op.adopt.done = !it.First() // an empty database, the usual case, needs no pass
-		return true, it.Error()
+		return endNone, it.Error()
 	}
+	for _, part := range []func() error{op.loadMeta, op.loadHistory, op.loadPeers} {
+		if err := part(); err != nil {
+			return 0, err
+		}
+	}
+	return op.loadEnd(boot)
+}
+
+func (op *opening) loadMeta() error {
 	id, err := op.get(metaID)
 	if err != nil {
-		return false, err
+		return err
 	}
 	if copy(op.id[:], id) != len(op.id) {
-		return false, fmt.Errorf("%w: database id %x", errCorrupt, id)
+		return fmt.Errorf("%w: database id %x", errCorrupt, id)
 	}
 	if op.floor, err = op.getUint64(metaFloor, 1); err != nil {
-		return false, err
+		return err
 	}
 	if op.head, err = op.getUint64(metaHead, 0); err != nil {
-		return false, err
+		return err
 	}
 	if op.clock.ceiling, err = op.getUint64(metaCeiling, 0); err != nil {
-		return false, err
+		return err
 	}
 	row, err := op.get(metaAdoption)
 	if err != nil {
-		return false, err
+		return err
 	}
-	if op.adopt, err = parseAdoption(row); err != nil {
-		return false, err
-	}
-	if err := op.loadHistory(); err != nil {
-		return false, err
-	}
-	if err := op.loadPeers(); err != nil {
-		return false, err
-	}
-	return op.loadEnd()
+	op.adopt, err = parseAdoption(row)
+	return err
 }
 
 func (op *opening) loadHistory() error {
@@ -282,35 +326,69 @@ func (op *opening) loadPeers() error {
 	return it.Error()
 }
 
-// loadEnd finds the end of the log and of the clock.
-func (op *opening) loadEnd() (clean bool, err error) {
+// loadEnd finds the end of the log and of the clock, and how the last opening
+// ended.
+func (op *opening) loadEnd(boot string) (end, error) {
 	it := op.db.NewIterator(tableRange(tableLog), nil)
 	defer it.Release()
 	op.head = max(op.head, op.floor-1) // the log may have been swept
 	if it.Last() {
 		op.head = max(op.head, rowSequence(it.Key()))
 	}
-	mark, err := op.get(metaClean)
+	row, err := op.get(metaClean)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
-	if clean = len(mark) == 16; clean {
-		op.clock.next = binary.BigEndian.Uint64(mark)
-		op.records = int64(binary.BigEndian.Uint64(mark[8:]))
-	} else {
-		op.clock.next = op.clock.ceiling
-		for ok := it.First(); ok; ok = it.Next() {
-			op.records++
+	mark, err := parseCleanMark(row)
+	if n := len(op.history); err == nil && n > 0 && mark.head == op.head && mark.epoch == op.history[n-1].origin {
+		op.clock.next, op.records = mark.clock, int64(mark.records)
+		return endClean, it.Error()
+	}
+	if err := op.resume(it); err != nil {
+		return 0, err
+	}
+	last, err := op.get(metaBoot)
+	if boot != "" && boot == string(last) {
+		return endKill, err
+	}
+	return endPowerCut, err
+}
+
+// resume finds the clock where a process ended: the greatest of what it began
+// with and of the records that it wrote since. They are all looked at, for
+// merged ones do not ascend.
+func (op *opening) resume(log iterator.Iterator) error {
+	row, err := op.get(metaStart)
+	if err != nil {
+		return err
+	}
+	r := decoder{rest: row}
+	head, clock := r.uint64(), r.uint64()
+	if err := r.finish(); err != nil {
+		return fmt.Errorf("%w: start %x", errCorrupt, row)
+	}
+	op.clock.next = clock
+	if op.floor > head+1 {
+		op.clock.next = op.clock.ceiling // records of that opening have expired
+	}
+	for ok := log.First(); ok; ok = log.Next() {
+		op.records++
+		if seq := rowSequence(log.Key()); seq > head {
+			v, _, err := parseLogRecord(log.Value())
+			if err != nil {
+				return fmt.Errorf("%w: log record %d", err, seq)
+			}
+			op.clock.witness(v.Clock)
 		}
 	}
-	return clean, it.Error()
+	return log.Error()
 }
 
 // begin starts this opening's epoch.
-func (op *opening) begin(boot string, limit int, continuous bool) error {
+func (op *opening) begin(boot string, limit int, startOver bool) error {
 	var b leveldb.Batch
 	first := op.head + 1
-	if !continuous {
+	if startOver {
 		for _, e := range op.history {
 			b.Delete(sequenceKey(nil, tableEpochs, e.first))
 		}
@@ -333,7 +411,7 @@ func (op *opening) begin(boot string, limit int, continuous bool) error {
 	}
 	last := epoch{first, newOrigin()}
 	op.history = append(op.history, last)
-	op.clock.ceiling = op.clock.next + clockBlock
+	op.clock.ceiling = max(op.clock.next, 1) - 1 + clockBlock
 
 	b.Put(sequenceKey(nil, tableEpochs, last.first), encodeUint64(uint64(last.origin)))
 	b.Delete(metaKey(metaClean))
@@ -343,6 +421,7 @@ func (op *opening) begin(boot string, limit int, continuous bool) error {
 	b.Put(metaKey(metaFloor), encodeUint64(op.floor))
 	b.Put(metaKey(metaLimit), encodeUint64(uint64(limit)))
 	b.Put(metaKey(metaBoot), []byte(boot))
+	b.Put(metaKey(metaStart), binary.BigEndian.AppendUint64(encodeUint64(op.head), op.clock.next))
 	b.Put(metaKey(metaAdoption), op.adopt.append(nil))
 	if err := op.db.Write(&b, withSync); err != nil {
 		return fmt.Errorf("replicator: open: %w", err)
@@ -373,36 +452,41 @@ func (op *opening) getUint64(name string, absent uint64) (uint64, error) {
 }
 
 // markClean ends a session with the database: it makes everything durable and
-// then, with Sync, stores what the next opening continues from. Only the tables
-// that a flush writes are known to be durable, so the memtable is flushed first.
+// then, with Sync, stores what the next opening continues from. It returns the
+// error of an earlier write that failed, too: whoever made that may not have
+// been told.
 func markClean(c *committer) error {
 	if err := c.failure(); err != nil {
-		return nil // not clean; the caller of the failed write was told
-	}
-	var b leveldb.Batch
-	b.Put(metaKey(metaHead), encodeUint64(c.head))
-	if err := c.write(&b, false); err != nil {
 		return err
 	}
-	head := metaKey(metaHead)
-	if err := c.db.CompactRange(util.Range{Start: head, Limit: append(head, 0)}); err != nil {
-		return fmt.Errorf("replicator: close: make the database durable: %w", err)
+	if err := c.flush(); err != nil {
+		return err
 	}
-	b.Reset()
-	mark := encodeUint64(c.clock.next)
-	b.Put(metaKey(metaClean), binary.BigEndian.AppendUint64(mark, uint64(c.records)))
+	mark := cleanMark{clock: c.clock.next, records: uint64(c.records), head: c.head, epoch: c.origin}
+	var b leveldb.Batch
+	b.Put(metaKey(metaHead), encodeUint64(c.head))
+	b.Put(metaKey(metaClean), mark.append(nil))
 	return c.write(&b, true)
 }
 
-// machineBootID names the time since the machine was booted, in which writes
-// that were not synced are still there; "" where there is no telling.
-func machineBootID() string {
-	if runtime.GOOS != "linux" {
-		return ""
+// cleanMark says where a clean close left the database. It counts only if head and
+// epoch are still the last ones.
+type cleanMark struct {
+	clock   uint64 // of the next change
+	records uint64 // in the log
+	head    uint64
+	epoch   Origin
+}
+
+func (m *cleanMark) append(dst []byte) []byte {
+	for _, v := range []uint64{m.clock, m.records, m.head, uint64(m.epoch)} {
+		dst = binary.BigEndian.AppendUint64(dst, v)
 	}
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(b))
+	return dst
+}
+
+func parseCleanMark(row []byte) (m cleanMark, err error) {
+	r := decoder{rest: row}
+	m = cleanMark{r.uint64(), r.uint64(), r.uint64(), Origin(r.uint64())}
+	return m, r.finish()
 }

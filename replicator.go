@@ -65,8 +65,9 @@ func Open(db *leveldb.DB, o *Options) (*Replicator, error) {
 }
 
 // OpenFile opens or creates the database at path, wraps it, and closes it with
-// the Replicator. It sets DisableLargeBatchTransaction, without which goleveldb
-// can hang after a failed write.
+// the Replicator. ldb may be nil. DisableLargeBatchTransaction is always set:
+// without it, goleveldb can hang after a failed write. Errors are those of Open
+// and of goleveldb's OpenFile.
 func OpenFile(path string, ldb *opt.Options, o *Options) (*Replicator, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
@@ -82,6 +83,10 @@ func OpenFile(path string, ldb *opt.Options, o *Options) (*Replicator, error) {
 	r.owned = true
 	return r, nil
 }
+
+// DB returns the leveldb handle. Reading through it is fine. A write through it
+// bypasses replication: see Open.
+func (r *Replicator) DB() *leveldb.DB { return r.db }
 
 func start(db *leveldb.DB, options Options) (*Replicator, error) {
 	listener := options.Listener
@@ -129,7 +134,7 @@ func (r *Replicator) Delete(key []byte, wo *opt.WriteOptions) error {
 func (r *Replicator) writeOne(key, value []byte, deleted bool, wo *opt.WriteOptions) error {
 	p := r.commits.newProposal()
 	p.key, p.value, p.deleted = key, value, deleted
-	p.ops, p.size = 1, len(key)+len(value)
+	p.ops, p.keys, p.values = 1, len(key), len(value)
 	p.sync, p.alone = wo.GetSync(), wo.GetNoWriteMerge()
 	return r.propose(p)
 }
@@ -154,7 +159,7 @@ func (r *Replicator) Write(b *leveldb.Batch, wo *opt.WriteOptions) error {
 		return check.err
 	}
 	p := r.commits.newProposal()
-	p.batch, p.ops, p.size = b, b.Len(), check.size
+	p.batch, p.ops, p.keys, p.values = b, b.Len(), check.keys, check.values
 	p.sync, p.alone = wo.GetSync(), wo.GetNoWriteMerge()
 	return r.propose(p)
 }
@@ -169,13 +174,14 @@ func (r *Replicator) propose(p *proposal) error {
 
 // batchCheck finds the first operation of a batch that can't be accepted.
 type batchCheck struct {
-	r    *Replicator
-	size int
-	err  error
+	r            *Replicator
+	keys, values int // bytes
+	err          error
 }
 
 func (c *batchCheck) Put(key, value []byte) {
-	c.size += len(key) + len(value)
+	c.keys += len(key)
+	c.values += len(value)
 	if c.err == nil {
 		c.err = c.r.checkWrite(key, value)
 	}
@@ -243,9 +249,7 @@ func (r *Replicator) newIterator(db reader, slice *util.Range, ro *opt.ReadOptio
 		return iterator.NewEmptyIterator(ErrClosed)
 	}
 	defer r.gate.leave()
-	it := newUserIterator(db, slice, ro)
-	it.released = r.holds.take()
-	return it
+	return newHeldIterator(db, slice, ro, &r.holds)
 }
 
 // GetSnapshot returns a frozen view of the database. It must be released.
@@ -258,7 +262,7 @@ func (r *Replicator) GetSnapshot() (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Snapshot{r, snap, r.holds.take()}, nil
+	return newSnapshot(r, snap), nil
 }
 
 // Version returns the stamp of a key's latest change, and whether that was a
@@ -274,10 +278,17 @@ func (r *Replicator) Version(key []byte) (Version, error) {
 }
 
 // Close ends all sessions, waits for everything that runs in the background,
-// and marks the database as cleanly closed. Later calls, of this method and of
-// all others, return ErrClosed or, here, nil. The leveldb handle stays open,
-// unless it was opened by OpenFile: then, while iterators or snapshots are not
-// released, Close returns ErrInUse and can be called again.
+// makes what was written durable, and marks the database as cleanly closed. It
+// writes what is not in leveldb's tables yet and little more. Later calls of all
+// methods return ErrClosed; of this one, nil.
+//
+// If a write failed since Open, Close returns that error, ErrFailed, and the
+// database is not marked: after a power cut the next opening then pulls from its
+// peers what may be missing.
+//
+// The leveldb handle stays open, unless it was opened by OpenFile: then, while
+// iterators or snapshots are not released, Close returns ErrInUse and can be
+// called again. An open leveldb.Transaction of the caller's makes Close wait.
 func (r *Replicator) Close() error {
 	r.closing.Lock()
 	defer r.closing.Unlock()
@@ -288,10 +299,17 @@ func (r *Replicator) Close() error {
 		r.gate.close()
 		r.syncer.stop()
 		r.commits.close()
-		r.closedErr = markClean(r.commits)
-		registry.Delete(r.db)
+		if err := markClean(r.commits); err != nil {
+			r.closedErr = fmt.Errorf("%w; the database is not marked as cleanly closed", err)
+		}
+		r.commits.probes.Wait()
 		r.stopped = true
 	}
+	if r.commits.lockLost.Load() { // the handle stays taken, and can't be closed
+		r.closed = true
+		return fmt.Errorf("%w; %w", r.closedErr, errLockLost)
+	}
+	registry.Delete(r.db)
 	if r.owned {
 		if n := r.holds.count(); n > 0 {
 			return fmt.Errorf("%w: close: %d iterators or snapshots are not released: release them and close again", ErrInUse, n)

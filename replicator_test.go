@@ -355,7 +355,7 @@ func TestOpenRefuses(t *testing.T) {
 		require.ErrorContains(t, err, "in use")
 		wrap(t, db, nil) // a failed Open leaves the handle free
 	})
-	for _, foreign := range []string{reservedPrefix, reservedPrefix + "mine", reservedPrefix + "\xff"} {
+	for _, foreign := range []string{reservedPrefix, reservedPrefix + "other", reservedPrefix + "\xff"} {
 		t.Run("a foreign key", func(t *testing.T) {
 			db := memDB(t)
 			require.NoError(t, db.Put([]byte(foreign), []byte("value"), nil))

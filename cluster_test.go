@@ -31,13 +31,14 @@ type cluster struct {
 
 // node is one server: its host name is also its address.
 type node struct {
-	c     *cluster
-	name  string
-	peers []string
-	disk  *simDisk
-	boot  int // which boot of which machine it runs in
-	db    *leveldb.DB
-	r     *replicator.Replicator
+	c         *cluster
+	name      string
+	peers     []string
+	disk      *simDisk
+	boot      int // which boot of which machine it runs in
+	db        *leveldb.DB
+	r         *replicator.Replicator
+	recovered bool // set Recovered at the next opening
 }
 
 func newCluster(t testing.TB, seed int64, nodes int) *cluster {
@@ -92,10 +93,12 @@ func (c *cluster) close() {
 
 func (n *node) options() *replicator.Options {
 	o := replicator.Options{
-		Listener: n.c.net.Listen(n.name),
-		Dial:     n.c.net.Dial(n.name),
-		Peers:    map[string]replicator.Meta{},
+		Listener:  n.c.net.Listen(n.name),
+		Dial:      n.c.net.Dial(n.name),
+		Peers:     map[string]replicator.Meta{},
+		Recovered: n.recovered,
 	}
+	n.recovered = false
 	for _, p := range n.peers {
 		o.Peers[p] = nil
 	}

@@ -18,34 +18,57 @@ import (
 // A Sync write does not do: it covers the current journal, and goleveldb never
 // syncs a journal that it has rotated away from, though the memtable that belongs
 // to it may not be a table yet. OpenTransaction waits for such a memtable,
-// makes a table of the current one, and waits for that.
+// makes a table of the current one, and waits for that, but it waits for neither
+// where the current one is empty. That is so right after a write that filled the
+// one before to the last byte, and the row that is written first can be that
+// write. No memtable became a table then, and a second round has a row to wait for.
 func (c *committer) flush() error {
-	// OpenTransaction waits for nothing where the current memtable is empty, which
-	// it is right after a write that filled the one before to the last byte. The
-	// first of these rows may be that write, so there is a second.
-	for range 2 {
+	for {
 		var b leveldb.Batch
 		b.Put(metaKey(metaFlush), nil)
 		if err := c.write(&b, false); err != nil {
 			return err
 		}
+		before, err := c.tablesMade()
+		if err == nil {
+			err = c.rotate()
+		}
+		after, statErr := c.tablesMade()
+		if err = firstError(err, statErr); err != nil {
+			return c.fail(fmt.Errorf("flush: %w", err))
+		}
+		if after != before {
+			return nil
+		}
 	}
+}
+
+// tablesMade counts the memtables that became tables.
+func (c *committer) tablesMade() (uint32, error) {
+	var stats leveldb.DBStats
+	err := c.db.Stats(&stats)
+	return stats.MemComp, err
+}
+
+// rotate makes a table of the current memtable, unless it is empty.
+func (c *committer) rotate() error {
 	if err := c.compactionError(); err != nil {
-		return c.fail(fmt.Errorf("flush: %w", err))
+		return err
 	}
 	tr, err := c.db.OpenTransaction()
 	if err != nil {
 		if err != leveldb.ErrClosed && !releaseWriteLock(c.db) {
 			c.lockLost.Store(true)
 		}
-		return c.fail(fmt.Errorf("flush: %w", err))
+		return err
 	}
 	tr.Discard()
 	return nil
 }
 
-// aboveAll is a range that no key lies in: a compaction of it does nothing.
-var aboveAll = util.Range{Start: bytes.Repeat([]byte{0xff}, MaxKeySize+1)}
+// aboveAll is a range above all keys, but for very odd ones: a compaction of it
+// does nothing. leveldb logs it, so it is short.
+var aboveAll = util.Range{Start: bytes.Repeat([]byte{0xff}, 32)}
 
 // compactionPatience is for how long a compaction may keep its error to itself. It
 // returns an error at once, but does not answer while it is at work.

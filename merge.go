@@ -20,6 +20,14 @@ type entry struct {
 	hash   uint64
 }
 
+// valueHash returns the hash of the value, also of one that was not sent along.
+func (e *entry) valueHash() uint64 {
+	if e.absent {
+		return e.hash
+	}
+	return valueHash(e.value)
+}
+
 // local is what this replica knows of an entry's key: nothing if found is false.
 type local struct {
 	indexRecord

@@ -179,8 +179,16 @@ func (op *opening) reconcile() (dropped int, err error) {
 		}
 		return flush()
 	})
-	op.clock.next = max(op.clock.next, op.clock.ceiling) // a clean mark may be of an earlier close
-	if err = firstError(err, flush()); err != nil {
+	err = firstError(err, flush())
+	// A clean mark that told may be of an earlier close.
+	op.clock.next = max(op.clock.next, op.clock.ceiling)
+	op.records = 0
+	log := op.db.NewIterator(tableRange(tableLog), nil)
+	defer log.Release()
+	for log.Next() {
+		op.records++
+	}
+	if err = firstError(err, log.Error()); err != nil {
 		return dropped, fmt.Errorf("replicator: open: reconcile index and data: %w", err)
 	}
 	return dropped, nil

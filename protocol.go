@@ -326,6 +326,11 @@ func (r *decoder) entry(e *entry, previous Origin, maxValue int) {
 	default:
 		e.value = r.bytes(maxValue)
 	}
+	// Else two replicas that were sent different values under one stamp would
+	// differ for ever.
+	if r.err == nil && e.adopted() && !e.fits(e.valueHash()) {
+		r.fail(fmt.Errorf("key %.64q has the stamp of an adopted value, %v, but not of this one", e.key, e.Version))
+	}
 	if hidden(e.key) {
 		r.fail(fmt.Errorf("%w: key %.64q", ErrReserved, e.key))
 	}

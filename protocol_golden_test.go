@@ -66,12 +66,12 @@ func TestGoldenPage(t *testing.T) {
 	w.page = page{done: true, head: position{epoch, 9}, floor: 1, key: []byte("b")}
 	w.add([]byte("a"), Version{Stamp{2, epoch}, false}, []byte("v"))
 	w.add([]byte("b"), Version{Stamp{3, epoch}, true}, nil)
-	w.add([]byte("c"), Version{Stamp{4, 5}, false}, []byte("large"))
+	w.add([]byte("c"), adoptedVersion([]byte("large")), []byte("large"))
 	payload := append(w.page.appendHeader(nil, w.entries), w.body...)
 	require.Equal(t, "02"+"800000000000000109"+"01"+"00"+"0162"+"03"+
 		"00"+"02"+"8000000000000001"+"0161"+"0176"+
 		"03"+"03"+"0162"+
-		"04"+"04"+"0000000000000005"+"0163"+"05"+"d35c416a85b807e9", hex.EncodeToString(payload))
+		"04"+"00"+"535c416a85b807e9"+"0163"+"05"+"d35c416a85b807e9", hex.EncodeToString(payload))
 	p, err := parsePage(payload, 100)
 	require.NoError(t, err)
 	require.Len(t, p.entries, 3)

@@ -27,9 +27,10 @@ const (
 
 // pageReader makes the pages of one session's pulls.
 type pageReader struct {
-	r    *Replicator
-	echo *echoes
-	body []byte // scratch for entries
+	r      *Replicator
+	echo   *echoes
+	body   []byte // scratch for entries
+	warned bool   // of values that were left out
 }
 
 // page reads what a pull asks for.
@@ -49,6 +50,11 @@ func (p *pageReader) page(q *pull) (header, body []byte, entries int, err error)
 	}
 	w.page.head, w.page.floor = p.r.history.label(v.head), v.floor
 	p.body = w.body
+	if w.unfit > 0 && !p.warned {
+		p.warned = true
+		p.r.options.Logger.Warn("replicator: values were changed around the Replicator; they are not replicated until they are written through it",
+			"keys", w.unfit)
+	}
 	return w.page.appendHeader(nil, w.entries), w.body, w.entries, err
 }
 
@@ -78,15 +84,23 @@ type pageWriter struct {
 	inline  uint64 // values up to this size are sent along
 	body    []byte
 	entries int
+	unfit   int // entries left out
 	most    int // entries
 	origin  Origin
 }
 
-// add appends an entry; the value is sent along if it is small.
+// add appends an entry; the value is sent along if it is small. An adopted value
+// that was changed around the Replicator no longer fits its stamp: peers would
+// refuse it, and it is left out.
 func (w *pageWriter) add(key []byte, v Version, value []byte) {
 	e := entry{key: key, Version: v, value: value}
-	if !v.Deleted && (uint64(len(value)) > w.inline || v.adopted() && !w.q.adopts) {
-		e.absent, e.size, e.hash = true, uint64(len(value)), valueHash(value)
+	e.absent = !v.Deleted && (uint64(len(value)) > w.inline || v.adopted() && !w.q.adopts)
+	if e.absent || v.adopted() {
+		e.size, e.hash = uint64(len(value)), valueHash(value)
+	}
+	if v.adopted() && !v.fits(e.hash) {
+		w.unfit++
+		return
 	}
 	w.body = appendEntry(w.body, &e, w.origin)
 	if !e.absent {
@@ -327,6 +341,9 @@ func (p *pageReader) values(keys [][]byte) (parts [][]byte, err error) {
 			if err != nil {
 				return nil, err
 			}
+		}
+		if e.adopted() && !e.fits(valueHash(e.value)) {
+			continue // see pageWriter.add
 		}
 		if size > 0 && size+len(e.value) > 2*maxPageBytes {
 			break

@@ -228,6 +228,7 @@ func TestRecoveredFilesAreWalked(t *testing.T) {
 		a.close()
 		lose(t, a.disk)
 		a.recovered = true
+		c.net.Isolate(a.name)
 		a.open()
 		missing := 0
 		found := readRows(t, a.db)

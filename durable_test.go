@@ -226,7 +226,7 @@ func TestRecoveredFilesAreWalked(t *testing.T) {
 		}
 		c.converge()
 		a.close()
-		lose(t, a.disk)
+		a.disk = lose(t, a.disk)
 		a.recovered = true
 		c.net.Isolate(a.name)
 		a.open()
@@ -249,28 +249,37 @@ func TestRecoveredFilesAreWalked(t *testing.T) {
 	})
 }
 
-// lose removes the table that holds most values from a disk of small tables, and
-// has leveldb make of the rest what it can.
-func lose(t *testing.T, disk *simDisk) {
-	small, err := leveldb.Open(disk, &opt.Options{CompactionTableSize: 16 << 10, Compression: opt.NoCompression})
-	require.NoError(t, err)
-	require.NoError(t, small.CompactRange(util.Range{}))
-	require.NoError(t, small.Close())
-	tables, err := disk.List(storage.TypeTable)
+// lose returns a copy of a database without the table that holds most values, as
+// leveldb recovers it.
+func lose(t *testing.T, disk *simDisk) *simDisk {
+	copied := newSimDisk()
+	onDisk(t, disk, func(from *leveldb.DB) {
+		to, err := leveldb.Open(copied, &opt.Options{WriteBuffer: 16 << 10, CompactionTableSize: 16 << 10, Compression: opt.NoCompression})
+		require.NoError(t, err)
+		it := from.NewIterator(nil, nil)
+		defer it.Release()
+		for it.Next() {
+			require.NoError(t, to.Put(it.Key(), it.Value(), nil))
+		}
+		require.NoError(t, to.CompactRange(util.Range{}))
+		require.NoError(t, to.Close())
+	})
+	tables, err := copied.List(storage.TypeTable)
 	require.NoError(t, err)
 	lost, most := storage.FileDesc{}, 0
 	for _, fd := range tables {
-		disk.mu.Lock()
-		values := bytes.Count(disk.files[fd].data, []byte("value "))
-		disk.mu.Unlock()
+		copied.mu.Lock()
+		values := bytes.Count(copied.files[fd].data, []byte("value "))
+		copied.mu.Unlock()
 		if values > most {
 			lost, most = fd, values
 		}
 	}
-	require.NoError(t, disk.Remove(lost))
-	db, err := leveldb.Recover(disk, nil)
+	require.NoError(t, copied.Remove(lost))
+	db, err := leveldb.Recover(copied, nil)
 	require.NoError(t, err)
 	require.NoError(t, db.Close())
+	return copied
 }
 
 // TestSendableLargeBatches: a batch takes a time that is linear in its size.

@@ -91,6 +91,14 @@ func (c *cluster) close() {
 	time.Sleep(2 * time.Second) // goleveldb keeps a goroutine for a second
 }
 
+// known shows a figure of Status.
+func known(figure *uint64) string {
+	if figure == nil {
+		return "unknown"
+	}
+	return fmt.Sprint(*figure)
+}
+
 func (n *node) options() *replicator.Options {
 	o := replicator.Options{
 		Listener:  n.c.net.Listen(n.name),
@@ -224,7 +232,7 @@ func (c *cluster) converge() {
 		fmt.Fprintf(&report, "%s: id %.8v, head %d, %d values, %d versions\n",
 			n.name, status.ID, status.Head, len(state.values), len(state.versions))
 		for _, p := range status.Peers {
-			fmt.Fprintf(&report, "\t%s, id %.8v: %s, behind %d, unconfirmed %d, %s\n", p.Addr, p.ID, p.State, p.Behind, p.Unconfirmed, p.LastError)
+			fmt.Fprintf(&report, "\t%s, id %.8v: %s, behind %v, unconfirmed %v, %s\n", p.Addr, p.ID, p.State, known(p.Behind), known(p.Unconfirmed), p.LastError)
 		}
 	}
 	if *simTrace {

@@ -2,9 +2,18 @@ package replicator
 
 import (
 	"context"
-	"log/slog"
+	"errors"
+	"net"
 	"sync"
 	"time"
+)
+
+const (
+	// confirmEvery is how often an address is dialled to see who is there while the
+	// peer that was there has a session of its own making. confirmedFor is for how
+	// long such a session stands for the address.
+	confirmEvery = time.Minute
+	confirmedFor = 5 * time.Minute
 )
 
 // peer is a configured address, and the goroutine that dials it.
@@ -14,97 +23,136 @@ type peer struct {
 	dial   chan struct{}   // dial now
 	ctx    context.Context // done when the peer is removed, or all ends
 	cancel context.CancelCauseFunc
+	report *reporter
 
-	mu       sync.Mutex // guards what follows
-	meta     Meta
-	changed  chan struct{} // closed and replaced when an attempt ended
-	begun    int           // attempts
-	attempts int           // that ended, with a session or without
-	id       DatabaseID    // who answered last
-	nonce    uint64        // and which process of it
-	state    string        // while there is no session
-	next     time.Time     // when it is dialled next, while waiting
-	lastErr  error         // of the last attempt, or of the last session
-	failure  error         // of the last attempt, nil if it was answered
-	lastGood time.Time
+	mu        sync.Mutex // guards what follows
+	meta      Meta
+	trying    *attempt   // under way; nil if none is
+	next      *attempt   // asked for, and not begun; nil if nobody asked
+	id        DatabaseID // who answered last
+	nonce     uint64     // and which process of it
+	confirmed time.Time  // when
+	state     State      // while there is no session
+	due       time.Time  // when it is dialled next, while waiting
+	lastErr   error      // of the last attempt, or of the last session
+	lastGood  time.Time
 }
 
-// sessionOf returns the live session with the process that answered last at the
-// peer's address, whoever dialled it, or nil. A session with the same id but
-// another process may be one with a clone, or with what was there before a
-// restart: only dialling can tell.
-func (y *syncer) sessionOf(p *peer) *session {
+// attempt is one dialling of an address.
+type attempt struct {
+	done chan struct{} // closed when it has led to something
+	err  error         // what kept a session from being; set before done is closed
+}
+
+func newAttempt() *attempt { return &attempt{done: make(chan struct{})} }
+
+// finish is safe on a nil attempt.
+func (a *attempt) finish(err error) {
+	if a != nil {
+		a.err = err
+		close(a.done)
+	}
+}
+
+// sessionOf returns the live session that stands for the peer's address, or nil:
+// one that was dialled there, or one with the process that answered there, if
+// that was lately or, with since, not before that moment. A session with the same
+// id but another process may be one with a clone, or with what was there before a
+// restart; and a name may lead to another server by now. Only dialling can tell.
+func (y *syncer) sessionOf(p *peer, since time.Time) *session {
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	return p.sessionIn(y.sessions)
+	return p.sessionIn(y.sessions, since)
 }
 
+// lately is since when an answer at an address counts.
+func lately() time.Time { return time.Now().Add(-confirmedFor) }
+
 // sessionIn is sessionOf among given sessions.
-func (p *peer) sessionIn(sessions map[DatabaseID]*session) *session {
+func (p *peer) sessionIn(sessions map[DatabaseID]*session, since time.Time) *session {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s := sessions[p.id]; s != nil && s.hello.nonce == p.nonce {
+	s := sessions[p.id]
+	if s != nil && s.hello.nonce == p.nonce && (s.isAt(p.addr) || !p.confirmed.Before(since)) {
 		return s
 	}
 	return nil
 }
 
-func (p *peer) set(state string) {
+// isAnsweredBy reports whether a peer answered at the address last.
+func (p *peer) isAnsweredBy(id DatabaseID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.id == id
+}
+
+// isAt reports whether the session was dialled at an address.
+func (s *session) isAt(addr string) bool { return s.dialed && s.addr == addr }
+
+func (p *peer) set(state State) {
 	p.mu.Lock()
 	p.state = state
 	p.mu.Unlock()
 }
 
+// ask returns the next attempt to begin, and sees to it that it does at once.
+func (p *peer) ask() *attempt {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.next == nil {
+		p.next = newAttempt()
+	}
+	a := p.next
+	if p.state == StateSelf {
+		p.next = nil
+		a.finish(ErrSelf) // nobody dials there any more
+	}
+	signal(p.dial)
+	return a
+}
+
 // begin notes the beginning of an attempt.
 func (p *peer) begin() {
 	p.mu.Lock()
-	p.state = "connecting"
-	p.begun++
-	p.mu.Unlock()
+	defer p.mu.Unlock()
+	p.trying, p.next = p.next, nil
+}
+
+// met notes who answered at the address.
+func (p *peer) met(h hello) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.id, p.nonce, p.confirmed = h.id, h.nonce, time.Now()
+}
+
+// settle notes what the attempt under way has led to: an error, or a session,
+// which is also what anybody who asked meanwhile can want.
+func (p *peer) settle(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lastErr = err
+	p.trying.finish(err)
+	p.trying = nil
+	if err == nil {
+		p.next.finish(nil)
+		p.next = nil
+	}
 }
 
 func (p *peer) waitUntil(t time.Time) {
 	p.mu.Lock()
-	p.next = t
+	p.due = t
 	p.mu.Unlock()
-}
-
-// attempted notes the end of an attempt and wakes those who wait for it. The
-// caller holds mu.
-func (p *peer) attempted() {
-	p.attempts++
-	close(p.changed)
-	p.changed = make(chan struct{})
-}
-
-// answered notes who answered the attempt: there is a session, or is going to
-// be.
-func (p *peer) answered(h hello) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.id, p.nonce, p.lastErr = h.id, h.nonce, nil
-	p.failure = nil
-	p.attempted()
-}
-
-// failed notes that it did not. What is new is logged, repetitions are not.
-func (p *peer) failed(err error, logger *slog.Logger) {
-	p.pace.idle()
-	p.mu.Lock()
-	news := p.lastErr == nil || p.lastErr.Error() != err.Error()
-	p.lastErr, p.failure = err, err
-	p.attempted()
-	p.mu.Unlock()
-	if news {
-		logger.Warn("replicator: no session", "peer", p.addr, "error", err)
-	}
 }
 
 // joined notes that there is a session, whoever dialled it.
 func (p *peer) joined() {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.lastErr = nil
-	p.mu.Unlock()
+	if p.next != nil {
+		signal(p.dial) // who asked wants to know whether it is still the right one
+	}
 }
 
 // ended notes the end of a session, whoever dialled it. One that got nowhere
@@ -124,46 +172,89 @@ func (p *peer) ended(s *session) {
 	}
 }
 
-// keep dials a peer whenever there is no session with it.
+// keep dials a peer whenever no session stands for it, and now and then to see
+// whether the one that does still may.
 func (y *syncer) keep(ctx context.Context, p *peer) {
 	signal(p.dial) // the first attempt is made at once
-	for {
-		if s := y.sessionOf(p); s != nil {
+	for ctx.Err() == nil {
+		if s := y.sessionOf(p, lately()); s != nil {
 			p.joined()
-			select {
-			case <-s.done:
-				p.ended(s)
-			case <-ctx.Done():
-				return
-			}
+			y.watch(ctx, p, s)
+			continue
 		}
-		p.set("waiting")
+		p.set(StateWaiting)
 		if !p.pace.wait(ctx.Done(), p.dial, p.waitUntil) {
 			return
 		}
-		if y.sessionOf(p) != nil {
+		if y.sessionOf(p, lately()) != nil {
 			continue
 		}
+		p.set(StateConnecting)
 		p.begin()
 		err := y.dial(ctx, p)
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return
-		}
-		if err != nil {
-			p.failed(err, y.r.options.Logger)
+		case errors.Is(err, ErrSelf):
+			p.settle(err)
+			p.set(StateSelf)
+			p.ask() // for those who asked meanwhile
+			<-ctx.Done()
+			return
+		case err != nil:
+			p.pace.idle()
+			p.settle(err)
+			p.report.failed(err)
 		}
 	}
+}
+
+// watch waits for the end of a session that stands for a peer's address, or for
+// the address to be dialled again, to see who is there.
+func (y *syncer) watch(ctx context.Context, p *peer, s *session) {
+	confirm := time.NewTimer(confirmEvery)
+	defer confirm.Stop()
+	if s.isAt(p.addr) {
+		confirm.Stop()
+	}
+	select {
+	case <-s.done:
+		p.ended(s)
+		return
+	case <-ctx.Done():
+		return
+	case <-p.dial:
+	case <-confirm.C:
+	}
+	p.begin()
+	err := y.probe(ctx, p)
+	if y.sessionOf(p, lately()) == nil {
+		signal(p.dial) // somebody else is there
+	}
+	p.settle(err)
+}
+
+// connect dials a peer's address.
+func (y *syncer) connect(ctx context.Context, p *peer) (net.Conn, error) {
+	o := &y.r.options
+	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
+	defer cancel()
+	c, err := o.dial(ctx, p.addr)
+	if err == nil && c == nil {
+		err = errors.New("Options.Dial returned neither a connection nor an error")
+	}
+	if err != nil {
+		return nil, &PeerError{p.addr, "dial", err}
+	}
+	return c, nil
 }
 
 // dial connects to the peer and converses until the session ends. It returns
 // nil if there was one, or is one over another connection.
 func (y *syncer) dial(ctx context.Context, p *peer) error {
-	o := &y.r.options
-	dialing, cancel := context.WithTimeout(ctx, o.Timeout)
-	defer cancel()
-	c, err := o.dial(dialing, p.addr)
+	c, err := y.connect(ctx, p)
 	if err != nil {
-		return &PeerError{p.addr, "dial", err}
+		return err
 	}
-	return y.converse(ctx, c, p.addr, p)
+	return y.converse(ctx, c, p)
 }

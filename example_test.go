@@ -152,7 +152,7 @@ func ExampleReplicator_Status() {
 	status := b.Status()
 	fmt.Println("records in the log:", status.LogRecords)
 	for _, peer := range status.Peers {
-		fmt.Printf("peer: %s, %d records behind, dialled by %s\n", peer.State, peer.Behind, peer.DialedBy)
+		fmt.Printf("peer: %s, %d records behind, dialled by %s\n", peer.State, *peer.Behind, peer.DialedBy)
 	}
 	// Output:
 	// records in the log: 1

@@ -99,7 +99,7 @@ func TestFaultyHelloWithoutID(t *testing.T) {
 	c.answerPings(0)
 	require.Eventually(t, func() bool {
 		for _, p := range h.Status().Peers {
-			if p.State == "in sync" {
+			if p.State == replicator.StateInSync {
 				return true
 			}
 		}
@@ -141,7 +141,7 @@ func TestFaultyStuckPeer(t *testing.T) {
 
 func (h *host) peers() (s string) {
 	for _, p := range h.Status().Peers {
-		s += p.Addr + " " + p.State + " " + p.LastError + "; "
+		s += p.Addr + " " + string(p.State) + " " + p.LastError + "; "
 	}
 	return s
 }

@@ -4,110 +4,93 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"sync/atomic"
 	"time"
 )
 
-// handshake exchanges hellos, finds out whether the two sides fit together, and
-// agrees on this connection as the session of the pair. The side that was
-// dialled speaks second, and says a bye in the place of its hello to a peer that
-// it refuses.
-func (y *syncer) handshake(ctx context.Context, nc net.Conn, addr string, dialed bool) (*session, error) {
-	stop := context.AfterFunc(ctx, func() { nc.Close() })
-	defer stop()
-	o := &y.r.options
-	c := newConn(nc, o.Timeout, o.Timeout)
-	own := hello{
-		minVersion: minProtocol, maxVersion: maxProtocol,
-		clockKind: clockLamport, cluster: o.Cluster,
-		id: y.ownID(), epoch: y.r.commits.origin, nonce: y.nonce,
-		maxKey: MaxKeySize, maxValue: uint64(o.MaxValueSize),
-	}
-	s, err := y.greet(ctx, c, own, addr, dialed)
-	if err != nil {
-		if s != nil {
-			s.cancel(err) // it is not going to run
-		}
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
-		y.renewIfForked(own.id, err)
-		return s, err
-	}
-	c.readTimeout += longestWait(o.MaxInterval) // until the peer answers the next ping
-	return s, nil
+// greeting is what two sides know of each other after their hellos.
+type greeting struct {
+	own, peer hello
+	since     uint64 // the last meeting before the connection began
 }
 
-func (y *syncer) greet(ctx context.Context, c *conn, own hello, addr string, dialed bool) (*session, error) {
-	since := y.meetings.Load()
-	refuse := func(err error) (*session, error) {
-		sayBye(c, err)
-		return nil, err
+// decides reports whether this side, of the smaller id, says which connection is
+// the session of the pair.
+func (g *greeting) decides() bool { return string(g.own.id[:]) < string(g.peer.id[:]) }
+
+// hello returns what this side says of itself.
+func (y *syncer) hello(probe bool) hello {
+	o := &y.r.options
+	return hello{
+		minVersion: minProtocol, maxVersion: maxProtocol,
+		clockKind: clockLamport, cluster: o.Cluster, name: o.Name,
+		id: y.ownID(), epoch: y.r.commits.origin, nonce: y.nonce,
+		maxKey: MaxKeySize, maxValue: uint64(o.MaxValueSize), probe: probe,
+	}
+}
+
+// greet exchanges hellos and finds out whether the two sides fit together. The
+// side that was dialled speaks second, and says a bye in the place of its hello to
+// a peer that it refuses.
+func (y *syncer) greet(ctx context.Context, c *conn, dialed, probe bool) (*greeting, error) {
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	g := &greeting{own: y.hello(probe), since: y.meetings.Load()}
+	err := y.exchange(c, g, dialed)
+	if err == nil {
+		return g, nil
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	y.renewIfForked(g.own.id, err)
+	return nil, err
+}
+
+func (y *syncer) exchange(c *conn, g *greeting, dialed bool) error {
+	sendHello := func() error {
+		if err := c.send(frameHello, g.own.append(nil)); err != nil {
+			return fmt.Errorf("send hello: %w", err)
+		}
+		return nil
 	}
 	if dialed {
-		if err := c.send(frameHello, own.append(nil)); err != nil {
-			return nil, fmt.Errorf("send hello: %w", err)
+		if err := sendHello(); err != nil {
+			return err
 		}
 	}
 	payload, err := c.expect(frameHello)
 	var bye *byeReceived
-	if errors.As(err, &bye) && (bye.code == byeSpare || bye.code == byeForked && !dialed) {
-		return nil, fmt.Errorf("%w: a bye with code %d in the place of a hello", ErrProtocol, bye.code)
-	}
-	if errors.Is(err, ErrProtocol) {
-		return refuse(err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	h, err := parseHello(payload)
-	if err == nil {
-		err = y.check(own, h, dialed)
-	}
-	var record *peerRecord
-	if err == nil {
-		record, err = y.recall(h)
-	}
-	if err == nil && dialed {
-		err = y.meet(h, record, addr, since)
+	switch {
+	case errors.As(err, &bye) && (bye.code == byeSpare || bye.code == byeForked && !dialed):
+		return fmt.Errorf("%w: a bye with code %d in the place of a hello", ErrProtocol, bye.code)
+	case errors.As(err, &bye):
+		return err
+	case err == nil:
+		if g.peer, err = parseHello(payload); err == nil {
+			err = y.check(g.own, g.peer, dialed)
+		}
+		if err == nil {
+			err = y.checkHistory(g.peer)
+		}
+	case !errors.Is(err, ErrProtocol):
+		return err
 	}
 	if err != nil {
-		return refuse(err)
+		sayBye(c, err)
+		return err
 	}
 	if !dialed {
-		if err := c.send(frameHello, own.append(nil)); err != nil {
-			return nil, fmt.Errorf("send hello: %w", err)
-		}
+		return sendHello()
 	}
-	s := newSession(ctx, y.r, c, own, h, record, addr, dialed)
-	s.since = since
-	number := uint64(0)
-	if !s.decides() {
-		payload, err := c.expect(frameAccept)
-		if err != nil {
-			return s, err
-		}
-		r := decoder{rest: payload}
-		number = r.uvarint()
-		if err := r.finish(); err != nil || number == 0 {
-			err = fmt.Errorf("%w: malformed accept", ErrProtocol)
-			sayBye(c, err)
-			return s, err
-		}
-	}
-	if err := y.register(s, number); err != nil {
-		sayBye(c, err)
-		return s, err
-	}
-	return s, nil
+	return nil
 }
 
 // expect receives the one frame that may come now, or a bye. It is small, and has
-// to arrive whole within the read timeout.
+// to arrive whole within the timeout.
 func (c *conn) expect(want byte) ([]byte, error) {
 	var late atomic.Bool
-	timer := time.AfterFunc(c.readTimeout, func() {
+	timer := time.AfterFunc(c.timeout, func() {
 		late.Store(true)
 		c.Close()
 	})
@@ -119,13 +102,15 @@ func (c *conn) expect(want byte) ([]byte, error) {
 		return 0
 	})
 	if late.Load() {
-		return nil, fmt.Errorf("nothing heard from the peer within %v, or not enough for the handshake", c.readTimeout)
+		return nil, fmt.Errorf("%w within %v, or not enough for the handshake", errSilent, c.timeout)
 	}
 	if err == nil && kind == frameBye {
 		return nil, parseBye(payload)
 	}
 	return payload, err
 }
+
+var errSilent = errors.New("nothing heard from the peer")
 
 // check finds what keeps the two sides apart.
 func (y *syncer) check(own, h hello, dialed bool) error {

@@ -37,7 +37,7 @@ func TestGarbageDialsIn(t *testing.T) {
 		closes bool
 		says   string
 	}{
-		"HTTP":                {"GET / HTTP/1.1\r\nHost: here\r\n\r\n", false, "frame of unknown type 47"},
+		"HTTP":                {"GET / HTTP/1.1\r\nHost: here\r\n\r\n", false, "the other side speaks HTTP"},
 		"random bytes":        {noise(1 << 16), false, "frame of unknown type"},
 		"says nothing":        {"", false, "nothing heard from the peer"},
 		"closes at once":      {"", true, "the peer closed the connection"},
@@ -59,7 +59,7 @@ func TestGarbageDialsIn(t *testing.T) {
 			if c.closes {
 				p.Conn.(*net.TCPConn).CloseWrite()
 			}
-			h.logged("inbound connection ended", c.says)
+			h.logged("connection", c.says)
 			require.Equal(t, before, h.all())
 			h.goesOn()
 		})
@@ -72,7 +72,7 @@ func TestGarbageAnswers(t *testing.T) {
 		answer func(p *wirePeer)
 		says   string
 	}{
-		"HTTP":           {func(p *wirePeer) { p.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")) }, "frame of unknown type 47"},
+		"HTTP":           {func(p *wirePeer) { p.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")) }, "the other side is an HTTP server"},
 		"random bytes":   {func(p *wirePeer) { p.Write([]byte(noise(1000))) }, "frame of unknown type"},
 		"says nothing":   {func(p *wirePeer) {}, "nothing heard from the peer"},
 		"closes at once": {func(p *wirePeer) { p.hear(); p.Close() }, "the peer closed the connection"},
@@ -140,7 +140,7 @@ func TestGarbageInSessions(t *testing.T) {
 			code, text := p.awaitBye()
 			require.EqualValues(t, 1, code)
 			require.Contains(t, text, c.says)
-			h.logged("session ended", c.says)
+			h.logged(c.says)
 			require.Equal(t, before, h.all())
 			h.goesOn()
 		})
@@ -258,7 +258,7 @@ func TestRealMisfits(t *testing.T) {
 				for _, word := range c.says {
 					require.ErrorContains(t, err, word)
 					require.Contains(t, dialer.Status().Peers[0].LastError, word)
-					listener.logged("inbound connection ended", word)
+					listener.logged("refused a connection", word)
 				}
 				require.NoError(t, dialer.RemovePeer(addr))
 			}
@@ -289,7 +289,7 @@ func TestOtherVersions(t *testing.T) {
 	code, text := p.awaitBye()
 	require.EqualValues(t, 2, code)
 	require.Contains(t, text, says)
-	h.logged("inbound connection ended", says)
+	h.logged("refused a connection", says)
 	require.Equal(t, before, h.all())
 	h.goesOn()
 }
@@ -361,7 +361,7 @@ func TestPeersThatClaimTooMuch(t *testing.T) {
 	p.say(wireFetch, wireBytes(wireBytes([]byte{2}, "\xffreplicator\xffmid"), "absent"))
 	require.Equal(t, []byte{2, 0}, p.await(wireValues, 0), "the reserved range is not served")
 	for _, s := range h.Status().Peers {
-		require.Zero(t, s.Acknowledged)
+		require.Nil(t, s.Acknowledged)
 	}
 	require.Equal(t, before, h.all())
 	p.Close()

@@ -108,7 +108,7 @@ func checkFailed(t *testing.T, a, b *node) {
 	require.Contains(t, a.r.Status().Failed, "the disk is gone")
 	require.Zero(t, a.c.net.Connections(), "a session goes on")
 	for _, p := range b.r.Status().Peers {
-		require.Contains(t, []string{"connecting", "waiting"}, p.State)
+		require.Contains(t, []replicator.State{replicator.StateConnecting, replicator.StateWaiting}, p.State)
 	}
 	value, has := a.get("old")
 	require.True(t, has)

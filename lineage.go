@@ -5,38 +5,34 @@ import (
 	"fmt"
 )
 
-// recall returns the record of the peer that said hello. If its history has
-// forked, it is told so over its session, too: it may not listen to this
+// checkHistory returns an error if the history of the peer that said hello has
+// forked. The peer is told so over its session, too: it may not listen to this
 // connection, for that session's sake.
-func (y *syncer) recall(h hello) (*peerRecord, error) {
+func (y *syncer) checkHistory(h hello) error {
 	y.mu.Lock()
-	record := y.known[h.id]
-	if record == nil {
-		record = new(peerRecord)
-		y.known[h.id] = record
-	}
-	s := y.sessions[h.id]
+	record, s := y.known[h.id], y.sessions[h.id]
 	y.mu.Unlock()
-	record.mu.Lock()
-	forked := record.forked(h.epoch)
-	record.mu.Unlock()
-	if !forked {
-		return record, nil
+	if record == nil || !record.isForked(h.epoch) {
+		return nil
 	}
 	err := errForked(h)
 	if s != nil && s.hello.nonce == h.nonce {
 		s.cancel(err)
 	}
-	return nil, err
+	return err
 }
 
-// meet records, with Sync and before anything is served, a peer that is new or
-// in a new epoch. It has to have heard of us, and no other epoch of its may have
-// been noted since its connection began: what it says may come late, when its
-// process has ended and another has taken its place. A clone that is turned away for
-// that comes again. The address is where it was dialled, or empty: the port that a
-// peer dials from says nothing.
-func (y *syncer) meet(h hello, record *peerRecord, addr string, since uint64) error {
+// meet remembers a peer, and records, with Sync and before anything is served, that
+// it is new or in a new epoch. It has to have heard of us, and no other epoch of
+// its may have been noted since its connection began: what it says may come late,
+// when its process has ended and another has taken its place. A clone that is
+// turned away for that comes again. The address is where it was dialled, or empty:
+// the port that a peer dials from says nothing.
+func (y *syncer) meet(h hello, addr string, since uint64) error {
+	y.mu.Lock()
+	record := y.recordOf(h.id)
+	y.known[h.id] = record
+	y.mu.Unlock()
 	record.mu.Lock()
 	current := record.current(h.epoch)
 	forked, late, changed := record.forked(h.epoch), !current && record.meeting > since, false
@@ -44,7 +40,7 @@ func (y *syncer) meet(h hello, record *peerRecord, addr string, since uint64) er
 		if !current {
 			record.meeting = y.meetings.Add(1)
 		}
-		changed = record.met(h.epoch, addr)
+		changed = record.met(h.epoch, h.name, addr)
 	}
 	record.mu.Unlock()
 	switch {
@@ -57,6 +53,18 @@ func (y *syncer) meet(h hello, record *peerRecord, addr string, since uint64) er
 		return nil
 	}
 	return y.saveRecord(h.id, record, true, func(*peerRecord) {})
+}
+
+// recordOf returns the record of a peer: the one that is remembered or, until it is
+// met, the one that its session has. The caller holds mu.
+func (y *syncer) recordOf(id DatabaseID) *peerRecord {
+	if record := y.known[id]; record != nil {
+		return record
+	}
+	if s := y.sessions[id]; s != nil {
+		return s.record
+	}
+	return new(peerRecord)
 }
 
 var errLate = errors.New("replicator: a newer process of this peer was met while this connection was being made")

@@ -21,6 +21,10 @@ const (
 	defaultMinInterval  = 100 * time.Millisecond
 	defaultMaxInterval  = 10 * time.Second
 	defaultTimeout      = 10 * time.Second
+
+	defaultMaxHandshakes      = 64
+	defaultMaxSessions        = 256
+	defaultMaxSessionsPerAddr = 16
 )
 
 // Meta is whatever the caller wants to remember of a peer. It is shown in
@@ -31,6 +35,10 @@ type Meta map[string]string
 // replica without peers, which writes its change log and can be given peers
 // later. Zero means default; Open copies the options.
 type Options struct {
+	// Name is what peers' logs and Status call this replica, beside its id. At
+	// most 255 bytes.
+	Name string
+
 	// Listen is the TCP address to accept peers on, such as "127.0.0.1:8000",
 	// "[::1]:8000" or, for a port of the system's choice, "127.0.0.1:0".
 	//
@@ -38,14 +46,16 @@ type Options struct {
 	// both ways over the sessions dialled from here.
 	Listen string
 
-	// Listener is used instead of Listen. The Replicator closes it.
+	// Listener is used instead of Listen. The Replicator closes it, and so does an
+	// Open that fails.
 	Listener net.Listener
 
-	// Peers are the addresses to dial, with their metadata: the seed's
-	// `servers`. AddPeer and RemovePeer change the set at run time.
+	// Peers are the addresses to dial, with their metadata. AddPeer and RemovePeer
+	// change the set at run time.
 	Peers map[string]Meta
 
-	// Dial connects to a peer's address. It must return when ctx is done.
+	// Dial connects to a peer's address. It must return when ctx is done, with
+	// either a connection or an error.
 	//
 	// The default value dials TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
@@ -71,12 +81,20 @@ type Options struct {
 	// The default values are 100 ms and 10 s.
 	MinInterval, MaxInterval time.Duration
 
-	// Timeout bounds dialling, the handshake, and any time in which a session
-	// makes no progress in reading (beyond MaxInterval) or writing, or gets none
-	// of the values that it asked for.
+	// Timeout bounds dialling, the handshake, and any time in which nothing is
+	// heard from a peer, beyond the MaxInterval between two signs of life. A link may
+	// be as slow as it likes, as long as bytes arrive.
 	//
 	// The default value is 10 s.
 	Timeout time.Duration
+
+	// MaxHandshakes is how many connections from elsewhere may be in their
+	// handshake at a time, MaxSessions how many sessions there may be before peers
+	// that dial in are refused, and MaxSessionsPerAddr how many connections may
+	// come from one IP address: raise it where many replicas dial from behind one.
+	//
+	// The default values are 64, 256 and 16.
+	MaxHandshakes, MaxSessions, MaxSessionsPerAddr int
 
 	// MaxValueSize is the size in bytes of the largest value that a write
 	// accepts. It must be the same on all replicas, and at most 1 GiB. Where it
@@ -91,10 +109,12 @@ type Options struct {
 	// a peer's change to one of them replaces it.
 	SkipAdoption bool
 
-	// Recovered says that the database's files were restored otherwise than as
-	// one consistent copy, or that a write had failed before. The change log
-	// and the checkpoints are then not trusted: peers pull this replica in
-	// full, and it pulls them in full. Needed for one opening.
+	// Recovered says that the database's files may be from different moments: they
+	// were repaired by goleveldb's RecoverFile, copied while they were written, or
+	// are on a device that lost writes. Open then compares keys and index, drops
+	// index records of values that are missing, and adopts values that have none.
+	// The change log and the checkpoints are not trusted: peers pull this replica
+	// in full, and it pulls them in full. Set it for one opening.
 	Recovered bool
 
 	bootID      func() string // for tests; the machine's boot id, "" if unknown
@@ -123,6 +143,12 @@ func (o *Options) Validate() error {
 		if err := o.checkPeer(addr); err != nil {
 			bad("Peers: %w", err)
 		}
+	}
+	if o.MaxHandshakes < 0 || o.MaxSessions < 0 || o.MaxSessionsPerAddr < 0 {
+		bad("a negative limit of handshakes or sessions")
+	}
+	if len(o.Name) > maxName {
+		bad("Name is longer than %d bytes", maxName)
 	}
 	if o.MinInterval < 0 || o.MaxInterval < 0 || o.Timeout < 0 {
 		bad("a negative interval or timeout")
@@ -186,6 +212,9 @@ func (o *Options) withDefaults() Options {
 	setDefault(&c.MaxInterval, max(defaultMaxInterval, c.MinInterval))
 	setDefault(&c.Timeout, defaultTimeout)
 	setDefault(&c.MaxValueSize, defaultMaxValueSize)
+	setDefault(&c.MaxHandshakes, defaultMaxHandshakes)
+	setDefault(&c.MaxSessions, defaultMaxSessions)
+	setDefault(&c.MaxSessionsPerAddr, defaultMaxSessionsPerAddr)
 	setDefault(&c.pageEntries, maxPageEntries)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

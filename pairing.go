@@ -2,65 +2,155 @@ package replicator
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 )
 
-// converse is one connection's life: handshake, then the session, if there is
-// one. The peer is the one that was dialled, or nil.
-func (y *syncer) converse(ctx context.Context, c net.Conn, addr string, p *peer) error {
-	defer c.Close()
-	logger := y.r.options.Logger
-	s, err := y.handshake(ctx, c, addr, p != nil)
-	duplicate := errors.Is(err, errDuplicate)
-	if err != nil && !duplicate {
-		return &PeerError{addr, "handshake", err}
+// converse is a dialled connection's life: handshake, then the session, if there
+// is one.
+func (y *syncer) converse(ctx context.Context, nc net.Conn, p *peer) error {
+	defer nc.Close()
+	s, err := y.shake(ctx, nc, p.addr, p)
+	if err == nil || errors.Is(err, errDuplicate) {
+		p.settle(nil)
 	}
-	if p != nil {
-		p.answered(s.hello)
+	switch {
+	case errors.Is(err, errDuplicate):
+		if y.sessionOf(p, lately()) == nil {
+			p.pace.idle() // the peer says that there is another session, and there is none
+		}
+		return nil // keep finds it
+	case err != nil:
+		return err
 	}
-	if duplicate {
-		return nil // keep finds the other session
+	y.run(s)
+	p.ended(s)
+	return nil
+}
+
+// shake makes a connection a session. The peer is the one that was dialled, or
+// nil.
+func (y *syncer) shake(ctx context.Context, nc net.Conn, addr string, p *peer) (*session, error) {
+	c := newConn(nc, y.r.options.Timeout)
+	g, err := y.greet(ctx, c, p != nil, false)
+	if err == nil && p != nil { // it has answered our hello
+		p.met(g.peer)
+		if err = y.meet(g.peer, addr, g.since); err != nil {
+			sayBye(c, err)
+			y.renewIfForked(g.own.id, err)
+		}
 	}
-	logger.Info("replicator: session started", "peer", addr, "id", s.hello.id, "dialed", s.dialed)
-	err = s.run()
+	if err == nil && g.peer.probe {
+		err = errProbed
+	}
+	var s *session
+	if err == nil {
+		s, err = y.pair(ctx, c, g, addr, p != nil)
+	}
+	if err != nil {
+		return nil, &PeerError{addr, "handshake", err}
+	}
+	return s, nil
+}
+
+// run lets a session live, and deals with its end.
+func (y *syncer) run(s *session) {
+	err := s.run()
 	y.remove(s)
 	s.record.count(s.traffic())
-	logger.Info("replicator: session ended", "peer", addr, "id", s.hello.id, "error", err)
 	y.renewIfForked(s.own.id, err)
-	if p != nil {
-		p.ended(s)
+	if s.isMet() {
+		y.reporterOf(s).ended(err)
+	} else {
+		y.refusals.note(s.conn.RemoteAddr(), err)
 	}
+}
+
+// probe dials a peer to see who is there now.
+func (y *syncer) probe(ctx context.Context, p *peer) error {
+	nc, err := y.connect(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	g, err := y.greet(ctx, newConn(nc, y.r.options.Timeout), true, true)
+	if err != nil {
+		return &PeerError{p.addr, "handshake", err}
+	}
+	p.met(g.peer)
 	return nil
 }
 
 var (
 	errReplaced  = errors.New("replicator: a newer connection with this peer took over")
 	errDuplicate = errors.New("replicator: there is a session with this peer already")
+	errProbed    = errors.New("replicator: the peer only wanted to know who is here")
 )
 
-// register makes s the session with its peer, and waits until the one before it
-// has stopped merging. The side with the smaller id decides: an older session
-// with the same process stays if it answers, and otherwise the new one is given
-// the next number. The other side, which passes that number, follows.
-func (y *syncer) register(s *session, number uint64) error {
-	id := s.hello.id
+// pair makes the connection the session of the pair, if both sides agree.
+func (y *syncer) pair(ctx context.Context, c *conn, g *greeting, addr string, dialed bool) (*session, error) {
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	number, err := uint64(0), error(nil)
+	if !g.decides() {
+		number, err = c.awaitAccept()
+	}
+	var s *session
+	if err == nil {
+		s, err = y.register(ctx, c, g, addr, dialed, number)
+		if err != nil {
+			sayBye(c, err)
+		}
+	}
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		y.renewIfForked(g.own.id, err)
+		return nil, err
+	}
+	c.widen(y.r.options.Timeout + longestWait(y.r.options.MaxInterval)) // until the peer answers the next ping
+	return s, nil
+}
+
+// awaitAccept returns the number that the deciding side gave to the connection.
+func (c *conn) awaitAccept() (uint64, error) {
+	payload, err := c.expect(frameAccept)
+	if err != nil {
+		return 0, err
+	}
+	r := decoder{rest: payload}
+	number := r.uvarint()
+	if err := r.finish(); err != nil || number == 0 {
+		err = fmt.Errorf("%w: malformed accept", ErrProtocol)
+		sayBye(c, err)
+		return 0, err
+	}
+	return number, nil
+}
+
+func acceptFrame(number uint64) []byte { return binary.AppendUvarint(nil, number) }
+
+// register makes a new session the one with its peer, and waits until the one
+// before it has stopped merging. The side with the smaller id decides: an older
+// session with the same process stays if it answers, and otherwise the new one is
+// given the next number. The other side, which passes that number, follows.
+func (y *syncer) register(ctx context.Context, c *conn, g *greeting, addr string, dialed bool, number uint64) (*session, error) {
+	id := g.peer.id
 	for {
 		y.mu.Lock()
-		if y.stopped {
+		if err := y.refuses(g, dialed); err != nil {
 			y.mu.Unlock()
-			return ErrClosed
-		}
-		if s.own.id != y.id {
-			y.mu.Unlock()
-			return errRenewed // since the hello was sent
+			return nil, err
 		}
 		before := y.sessions[id]
-		same := before != nil && before.hello.nonce == s.hello.nonce
+		same := before != nil && before.hello.nonce == g.peer.nonce
 		if same && number == 0 && !before.ended() {
 			y.mu.Unlock()
-			if before.alive(s.ctx) {
-				return errDuplicate
+			if before.alive(ctx) {
+				return nil, errDuplicate
 			}
 			before.cancel(errReplaced)
 			continue
@@ -70,8 +160,9 @@ func (y *syncer) register(s *session, number uint64) error {
 			number = y.accepts
 		} else if same && before.number > number {
 			y.mu.Unlock()
-			return errReplaced
+			return nil, errReplaced
 		}
+		s := newSession(ctx, y.r, c, g, y.recordOf(id), addr, dialed)
 		s.number = number
 		y.sessions[id] = s
 		y.publishWakes()
@@ -80,8 +171,37 @@ func (y *syncer) register(s *session, number uint64) error {
 			before.cancel(errReplaced)
 			<-before.done
 		}
-		return nil
+		return s, nil
 	}
+}
+
+// reporterOf returns what logs of a session's peer: as the configured address for
+// which it stands or, if there is none, as the peer that it is.
+func (y *syncer) reporterOf(s *session) *reporter {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	for addr, p := range y.peers {
+		if s.isAt(addr) || p.isAnsweredBy(s.hello.id) {
+			return p.report
+		}
+	}
+	if s.record.report == nil {
+		s.record.report = newReporter(y.r.options.Logger, "peer", s.hello.id.String())
+	}
+	return s.record.report
+}
+
+// refuses returns why there can be no session now. The caller holds mu.
+func (y *syncer) refuses(g *greeting, dialed bool) error {
+	switch most := y.r.options.MaxSessions; {
+	case y.stopped:
+		return ErrClosed
+	case g.own.id != y.id:
+		return errRenewed // since the hello was sent
+	case !dialed && len(y.sessions) >= most && y.sessions[g.peer.id] == nil:
+		return fmt.Errorf("%w: %d sessions are open (Options.MaxSessions)", ErrRefused, most)
+	}
+	return nil
 }
 
 func (y *syncer) remove(s *session) {

@@ -33,8 +33,11 @@ type peerRecord struct {
 	meeting uint64 // the number of the meeting at which the latest was noted, since Open
 
 	addrs []string // where the peer was met, the latest last
+	name  string   // what it calls itself
 
 	traffic traffic // of ended sessions, since Open
+
+	report *reporter // guarded by syncer.mu; nil until it is needed
 }
 
 // traffic counts what sessions carried.
@@ -154,7 +157,7 @@ func (p *peerRecord) append(dst []byte) []byte {
 	for _, a := range p.addrs {
 		dst = appendBytes(dst, a)
 	}
-	return dst
+	return appendBytes(dst, p.name)
 }
 
 func parsePeerRecord(b []byte) (*peerRecord, error) {
@@ -166,15 +169,19 @@ func parsePeerRecord(b []byte) (*peerRecord, error) {
 	for n := r.byte(); n > 0 && r.err == nil; n-- {
 		p.addrs = append(p.addrs, string(r.bytes(maxAddrSize)))
 	}
+	p.name = string(r.bytes(maxName))
 	if err := r.finish(); err != nil {
 		return nil, fmt.Errorf("%w: %w", errCorrupt, err)
 	}
 	return p, nil
 }
 
-// met notes that the peer is in this epoch and at this address. It reports
-// whether that changed the record. The caller holds mu.
-func (p *peerRecord) met(epoch Origin, addr string) (changed bool) {
+// met notes that the peer is in this epoch and at this address, and its name. It
+// reports whether that changed the record. The caller holds mu.
+func (p *peerRecord) met(epoch Origin, name, addr string) (changed bool) {
+	if p.name != name {
+		p.name, changed = name, true
+	}
 	if !p.current(epoch) {
 		p.epochs = append(p.epochs, epoch)
 		p.epochs = p.epochs[max(0, len(p.epochs)-maxPeerEpochs):]
@@ -192,6 +199,13 @@ func (p *peerRecord) met(epoch Origin, addr string) (changed bool) {
 func (p *peerRecord) current(epoch Origin) bool {
 	n := len(p.epochs)
 	return n > 0 && p.epochs[n-1] == epoch
+}
+
+// isForked is forked for those who don't hold mu.
+func (p *peerRecord) isForked(epoch Origin) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.forked(epoch)
 }
 
 // forked reports whether the peer's id is used by two lineages in turns: an

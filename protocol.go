@@ -29,6 +29,7 @@ const (
 	maxProtocol    = 1
 	clockLamport   = 1
 	maxClusterName = 255
+	maxName        = 255
 	maxByeText     = 1 << 10
 )
 
@@ -41,7 +42,11 @@ type hello struct {
 	epoch                  Origin // the sender's current one
 	nonce                  uint64 // names the sender's process
 	maxKey, maxValue       uint64
+	name                   string // for people; may be empty
+	probe                  bool   // the sender wants to know who is there, and no session
 }
+
+const helloProbe = 1
 
 func (h *hello) append(dst []byte) []byte {
 	dst = append(dst, protocolMagic...)
@@ -53,7 +58,13 @@ func (h *hello) append(dst []byte) []byte {
 	dst = binary.BigEndian.AppendUint64(dst, uint64(h.epoch))
 	dst = binary.BigEndian.AppendUint64(dst, h.nonce)
 	dst = binary.AppendUvarint(dst, h.maxKey)
-	return binary.AppendUvarint(dst, h.maxValue)
+	dst = binary.AppendUvarint(dst, h.maxValue)
+	dst = appendBytes(dst, h.name)
+	var flags byte
+	if h.probe {
+		flags |= helloProbe
+	}
+	return append(dst, flags)
 }
 
 // parseHello reads what versions have in common first: a later version may
@@ -73,10 +84,22 @@ func parseHello(b []byte) (h hello, err error) {
 	copy(h.id[:], r.take(uint64(len(h.id))))
 	h.epoch, h.nonce = Origin(r.uint64()), r.uint64()
 	h.maxKey, h.maxValue = r.uvarint(), r.uvarint()
+	h.name = printable(string(r.bytes(maxName)))
+	h.probe = r.byte()&helloProbe != 0
 	if r.err != nil {
 		return h, fmt.Errorf("%w: hello: %w", ErrProtocol, r.err)
 	}
 	return h, nil
+}
+
+// printable returns a text from a peer without what could upset a terminal.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, text)
 }
 
 // byeCode says why a connection ends.
@@ -120,13 +143,7 @@ func parseBye(b []byte) error {
 	if err := r.finish(); err != nil {
 		return fmt.Errorf("%w: bye: %w", ErrProtocol, err)
 	}
-	printable := func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return ' '
-	}
-	return &byeReceived{code, strings.Map(printable, text)}
+	return &byeReceived{code, printable(text)}
 }
 
 // ack states up to where the sender has made the receiver's log durable. The

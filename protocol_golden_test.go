@@ -22,8 +22,8 @@ func TestGoldenFrames(t *testing.T) {
 		{"hello", frameHello, (&hello{
 			minVersion: 1, maxVersion: 1, clockKind: clockLamport, cluster: "c", id: id, epoch: epoch,
 			nonce: 2, maxKey: 64 << 10, maxValue: 16 << 20,
-		}).append(nil), "00000039" + "01" + "7265706c696361746f720d0a" + "01" + "01" + "01" + "0163" +
-			"aa0000000000000000000000000000bb" + "8000000000000001" + "0000000000000002" + "808004" + "80808008"},
+		}).append(nil), "0000003b" + "01" + "7265706c696361746f720d0a" + "01" + "01" + "01" + "0163" +
+			"aa0000000000000000000000000000bb" + "8000000000000001" + "0000000000000002" + "808004" + "80808008" + "00" + "00"},
 		{"accept", frameAccept, []byte{1}, "00000002" + "02" + "01"},
 		{"bye", frameBye, appendBye(nil, ErrClosed), "00000015" + "03" + "01" + "127265706c696361746f723a20636c6f736564"},
 		{"ack", frameAck, (&ack{position{epoch, 300}, 7}).append(nil), "0000000c" + "04" + "8000000000000001" + "ac02" + "07"},
@@ -47,7 +47,7 @@ func sentFrame(t *testing.T, kind byte, payload []byte) []byte {
 	a, b := net.Pipe()
 	defer a.Close()
 	go func() {
-		newConn(b, time.Second, time.Second).send(kind, payload)
+		newConn(b, time.Second).send(kind, payload)
 		b.Close()
 	}()
 	frame := make([]byte, frameHeader+len(payload)+frameTrailer)

@@ -80,8 +80,8 @@ func wireMessages() []wireMessage {
 	const head = "8000000000000001 09"
 	return []wireMessage{
 		{"hello", frameHello, hi, [][]byte{hi.append(nil)},
-			"0000003c 01 7265706c696361746f720d0a 01 01 01 0470726f64 00112233445566778899aabbccddeeff" +
-				"8000000000000001 0102030405060708 808004 80808008 a37ea95a"},
+			"0000003e 01 7265706c696361746f720d0a 01 01 01 0470726f64 00112233445566778899aabbccddeeff" +
+				"8000000000000001 0102030405060708 808004 80808008 00 00 511b7e15"},
 		{"accept", frameAccept, nil, [][]byte{{0x80, 0x01}}, "00000003 02 8001 26a3888d"},
 		{"bye", frameBye, &byeReceived{byeError, "replicator: closed"}, [][]byte{appendBye(nil, ErrClosed)},
 			"00000015 03 01 127265706c696361746f723a20636c6f736564 fe5d7d3a"},
@@ -157,7 +157,7 @@ func overPipe(do func(c *conn)) []byte {
 	a, b := net.Pipe()
 	defer a.Close()
 	go func() {
-		do(newConn(b, time.Minute, time.Minute))
+		do(newConn(b, time.Minute))
 		b.Close()
 	}()
 	arrived, _ := io.ReadAll(a)
@@ -172,7 +172,7 @@ func receiveFrom(sent []byte, limit func(kind byte) int) (kind byte, payload []b
 		b.Write(sent)
 		b.Close()
 	}()
-	return newConn(a, time.Minute, time.Minute).receive(limit)
+	return newConn(a, time.Minute).receive(limit)
 }
 
 // inSession is what a session accepts whose values have at most 1 MiB.
@@ -257,8 +257,8 @@ func TestFramesMalformed(t *testing.T) {
 		"unknown type 255":         {frame(2, 255), "unknown type 255"},
 		"a hello in a session":     {frame(2, frameHello), "unknown type 1"},
 		"an accept in a session":   {frame(2, frameAccept), "unknown type 2"},
-		"the first bytes of HTTP":  {[]byte("GET / HTTP/1.1\r\n\r\n"), "unknown type 47"},
-		"a TLS client's beginning": {[]byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"), "length 369295618"},
+		"the first bytes of HTTP":  {[]byte("GET / HTTP/1.1\r\n\r\n"), "speaks HTTP"},
+		"a TLS client's beginning": {[]byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"), "speaks TLS"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, _, err := receiveFrom(c.frame, inSession)

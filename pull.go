@@ -96,11 +96,12 @@ func (s *session) pull() error {
 	if err := s.request(c, empty, false); err != nil {
 		return err
 	}
-	for {
+	for full := false; ; {
 		payload, err := s.await(s.pages)
 		if err != nil {
 			return err
 		}
+		full = full || c.scan == scanFull && c.checkpoint.isZero()
 		p, err := parsePage(payload, s.r.options.MaxValueSize)
 		if err != nil {
 			return err
@@ -108,10 +109,13 @@ func (s *session) pull() error {
 		if c, err = c.advance(&p); err != nil {
 			return err
 		}
+		if err := s.meet(); err != nil { // whoever answers a pull has read our hello
+			return err
+		}
 		if err := s.takePage(&p, c, empty); err != nil {
 			return err
 		}
-		s.progressed(&c)
+		s.progressed(&c, full)
 	}
 }
 
@@ -151,21 +155,22 @@ func (s *session) await(from chan []byte) ([]byte, error) {
 }
 
 // awaitValues waits for the answer to a fetch, which others may be waiting for,
-// too. A peer that sends next to nothing for a Timeout is stuck, even if it
-// answers pings.
+// too. A peer is stuck, even if it answers pings, when no pages or values move
+// over the link in either direction for a Timeout: they may be before the fetch, or
+// before its answer.
 func (s *session) awaitValues() ([]byte, error) {
 	timeout := s.r.options.Timeout
 	ticker := time.NewTicker(timeout)
 	defer ticker.Stop()
-	for before := s.conn.received.Load(); ; {
+	for before := s.conn.moved.Load(); ; {
 		select {
 		case payload := <-s.values:
 			return payload, nil
 		case <-s.ctx.Done():
 			return nil, s.ctx.Err()
 		case <-ticker.C:
-			now := s.conn.received.Load()
-			if now-before < maxSmallFrame {
+			now := s.conn.moved.Load()
+			if now == before {
 				return nil, fmt.Errorf("the peer did not send values that it had offered, within %v", timeout)
 			}
 			before = now
@@ -173,19 +178,25 @@ func (s *session) awaitValues() ([]byte, error) {
 	}
 }
 
-// progressed makes known how far the pull has come.
-func (s *session) progressed(c *cursor) {
+// progressed makes known how far the pull has come, and whether it was one in
+// full.
+func (s *session) progressed(c *cursor, full bool) {
+	first := false
 	s.note(func() {
 		switch {
 		case c.caughtUp():
-			s.state = "in sync"
+			first = !s.caughtUp
+			s.state, s.caughtUp = StateInSync, true
 			s.merged = c.checkpoint.seq
 		case c.scan == scanFull && c.checkpoint.isZero():
-			s.state = "pulling in full"
+			s.state = StatePullingInFull
 		default:
-			s.state = "pulling the log"
+			s.state = StatePullingLog
 		}
 	})
+	if first {
+		s.r.syncer.reporterOf(s).caughtUp(s.hello, s.recordsIn.Load(), full)
+	}
 	signal(s.settled)
 }
 

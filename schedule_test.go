@@ -42,7 +42,7 @@ func TestScheduleOfDialling(t *testing.T) {
 
 		// A write brings the next attempt closer, by half the interval.
 		status := n.peer("nobody")
-		require.Equal(t, "waiting", status.State)
+		require.Equal(t, replicator.StateWaiting, status.State)
 		require.WithinRange(t, status.NextAttempt, time.Now(), time.Now().Add(testMaxInterval*12/10))
 		until(t, "a long wait begins", func() bool { return time.Until(n.peer("nobody").NextAttempt) > testMaxInterval*7/10 })
 		before := n.peer("nobody").NextAttempt

@@ -22,8 +22,6 @@ const (
 	aliveWait = 2 * time.Second
 	// byePatience is for how long a bye may take to be sent, or to be found.
 	byePatience = 100 * time.Millisecond
-	// stateStarting is the state until the first page is merged.
-	stateStarting = "starting"
 	// maxRequestFrame bounds pulls and fetches, which carry keys.
 	maxRequestFrame = 1 << 20
 )
@@ -61,21 +59,27 @@ type session struct {
 	ask     chan struct{} // to heartbeat: send a ping now
 	settled chan struct{} // to control: the checkpoint moved
 
+	meeting sync.Mutex // guards what follows
+	met     bool       // the peer is remembered
+
 	mu       sync.Mutex // guards what follows
 	changed  chan struct{}
 	token    uint64 // of the last ping asked for
+	answers  bool   // the peer has answered a ping
 	answered uint64 // token of the last answer
 	peerHead uint64 // the peer's head, by the last answer
 	merged   uint64 // up to where the peer's log is merged here
-	state    string
+	state    State
+	caughtUp bool // in this session, once
 	lastGood time.Time
 
 	recordsIn, recordsOut atomic.Int64
 }
 
-func newSession(ctx context.Context, r *Replicator, c *conn, own, h hello, record *peerRecord, addr string, dialed bool) *session {
+func newSession(ctx context.Context, r *Replicator, c *conn, g *greeting, record *peerRecord, addr string, dialed bool) *session {
 	s := &session{
-		r: r, conn: c, own: own, hello: h, record: record, addr: addr, dialed: dialed,
+		r: r, conn: c, own: g.own, hello: g.peer, since: g.since, record: record, addr: addr, dialed: dialed,
+		met:     dialed,
 		pace:    newSchedule(r.options.MinInterval, r.options.MaxInterval),
 		done:    make(chan struct{}),
 		pulls:   make(chan pull, 1),
@@ -89,7 +93,7 @@ func newSession(ctx context.Context, r *Replicator, c *conn, own, h hello, recor
 		ask:     make(chan struct{}, 1),
 		settled: make(chan struct{}, 1),
 		changed: make(chan struct{}),
-		state:   stateStarting,
+		state:   StateStarting,
 	}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	return s
@@ -108,7 +112,7 @@ func (s *session) run() error {
 	}
 	start(s.receive) // the peer's answer to the hello may be a bye
 	if s.decides() {
-		if err := s.send(frameAccept, binary.AppendUvarint(nil, s.number)); err != nil {
+		if err := s.send(frameAccept, acceptFrame(s.number)); err != nil {
 			s.cancel(err)
 		}
 	}
@@ -127,9 +131,27 @@ func (s *session) run() error {
 	return cause
 }
 
-// decides reports whether this side, of the smaller id, says which connection
-// is the session.
+// decides is greeting.decides.
 func (s *session) decides() bool { return bytes.Compare(s.own.id[:], s.hello.id[:]) < 0 }
+
+func (s *session) isMet() bool {
+	s.meeting.Lock()
+	defer s.meeting.Unlock()
+	return s.met
+}
+
+// meet remembers the peer, which has shown that it heard of us, if that has not
+// been done in this session.
+func (s *session) meet() error {
+	s.meeting.Lock()
+	defer s.meeting.Unlock()
+	if s.met {
+		return nil
+	}
+	err := s.r.syncer.meet(s.hello, "", s.since)
+	s.met = err == nil
+	return err
+}
 
 // sayBye tells the peer why, unless it ended the session itself.
 func (s *session) sayBye(cause error) {
@@ -234,7 +256,7 @@ func (s *session) handle(kind byte, payload []byte) error {
 			return err
 		}
 		s.note(func() {
-			s.answered, s.peerHead = p.token, p.head
+			s.answers, s.answered, s.peerHead = true, p.token, p.head
 			s.lastGood = time.Now()
 		})
 		s.pace.idle()
@@ -282,10 +304,7 @@ func (s *session) note(change func()) {
 // acknowledged takes the peer's statement of what it has merged of our log. The
 // newest one holds, also if it is lower; one that is not of this log is none.
 func (s *session) acknowledged(a ack) error {
-	s.record.mu.Lock()
-	same := s.record.acknowledged == a.merged
-	s.record.mu.Unlock()
-	if same {
+	if s.isAcknowledged(a.merged) {
 		return nil
 	}
 	return s.r.commits.enter(false, func(c *committer) error {
@@ -293,11 +312,20 @@ func (s *session) acknowledged(a ack) error {
 		if !s.r.history.contains(a.merged, c.head) {
 			a.merged = position{}
 		}
+		if s.isAcknowledged(a.merged) {
+			return nil // a stranger's word makes no row
+		}
 		s.record.store(c.batch, s.hello.id, func(p *peerRecord) {
 			p.acknowledged, p.peerHead = a.merged, a.head
 		})
 		return nil
 	})
+}
+
+func (s *session) isAcknowledged(merged position) bool {
+	s.record.mu.Lock()
+	defer s.record.mu.Unlock()
+	return s.record.acknowledged == merged
 }
 
 // heartbeat asks for the peer's head when the schedule or somebody wants it. The
@@ -402,7 +430,7 @@ func (s *session) syncNow(ctx context.Context) error {
 		if !known && s.answered >= token {
 			known, target = true, s.peerHead
 		}
-		return known && s.merged >= target
+		return known && s.caughtUp && s.merged >= target
 	})
 }
 
@@ -435,17 +463,20 @@ func (s *session) wait(ctx context.Context, done func(token uint64) bool) error 
 func (s *session) worked() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state != stateStarting
+	return s.state != StateStarting
 }
 
 // ended reports whether the session is over, or about to be.
 func (s *session) ended() bool { return s.ctx.Err() != nil }
 
-// alive reports whether the peer answers, within reason.
+// alive reports whether the peer answers, within reason. Over a slow link the
+// answer may be long under way, behind a page that arrives meanwhile.
 func (s *session) alive(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, aliveWait)
+	heard := s.conn.received.Load()
+	waiting, cancel := context.WithTimeout(ctx, aliveWait)
 	defer cancel()
-	return s.wait(ctx, func(token uint64) bool { return s.answered >= token }) == nil
+	err := s.wait(waiting, func(token uint64) bool { return s.answered >= token })
+	return err == nil || s.ctx.Err() == nil && s.conn.received.Load() > heard
 }
 
 // serve answers the peer's pulls and fetches.
@@ -455,26 +486,18 @@ func (s *session) serve() error {
 	defer delay.Stop()
 	var waiting *pull
 	var flush uint64
-	met := s.dialed // and was met in the handshake
-	meet := func() error {
-		if met {
-			return nil
-		}
-		met = true // whoever asks for something has read our hello
-		return s.r.syncer.meet(s.hello, s.record, "", s.since)
-	}
 	for {
 		late := false
 		select {
 		case <-s.ctx.Done():
 			return nil
 		case p := <-s.pulls:
-			if err := meet(); err != nil {
+			if err := s.meet(); err != nil { // whoever asks for something has read our hello
 				return err
 			}
 			waiting = &p
 		case keys := <-s.fetches:
-			if err := meet(); err != nil {
+			if err := s.meet(); err != nil { // whoever asks for something has read our hello
 				return err
 			}
 			parts, err := reader.values(keys)

@@ -29,20 +29,47 @@ type AdoptionStatus struct {
 	Skipped uint64 `json:"skipped"` // keys left out because they or their values are too large
 }
 
+// State says what goes on with a peer.
+type State string
+
+// The states of a peer.
+const (
+	StateConnecting    State = "connecting"      // being dialled
+	StateWaiting       State = "waiting"         // to be dialled, see NextAttempt and LastError
+	StateSelf          State = "self"            // the address is this replica's own; it is not dialled again
+	StateStarting      State = "starting"        // in a session, before the first answer to a pull
+	StatePullingInFull State = "pulling in full" // reading all that the peer has
+	StatePullingLog    State = "pulling the log" // reading what is new
+	StateInSync        State = "in sync"         // all that the peer has told of is merged here
+)
+
+// Side says which side of a session dialled.
+type Side string
+
+// The sides of a session.
+const (
+	DialedByUs   Side = "us"
+	DialedByThem Side = "them"
+)
+
 // PeerStatus is what is known of one address, or of one peer that dialled in.
+// What is not known is nil.
 type PeerStatus struct {
 	Addr       string     `json:"addr"`
 	Configured bool       `json:"configured"` // in Options.Peers or added by AddPeer
 	Meta       Meta       `json:"meta,omitempty"`
 	ID         DatabaseID `json:"id,omitzero"`
-	// State is "connecting", "waiting" (see NextAttempt and LastError), or, in a
-	// session, "starting", "pulling in full", "pulling the log" or "in sync".
-	State    string `json:"state"`
-	DialedBy string `json:"dialedBy,omitempty"` // "us" or "them", in a session
+	Name       string     `json:"name,omitempty"`   // the peer's Options.Name
+	SameAs     string     `json:"sameAs,omitempty"` // another configured address that leads to the same replica
+	State      State      `json:"state"`
+	DialedBy   Side       `json:"dialedBy,omitempty"` // in a session
 
-	Behind       uint64 `json:"behind"`       // records of the peer's log, as last heard, not merged here; at most
-	Unconfirmed  uint64 `json:"unconfirmed"`  // records of our log that the peer has not acknowledged; at most
-	Acknowledged uint64 `json:"acknowledged"` // sequence up to which the peer has made our log durable
+	// Behind is at most how many records of the peer's log, as last heard, are not
+	// merged here; Unconfirmed, how many of our log the peer has not acknowledged;
+	// Acknowledged, up to which sequence the peer has made our log durable.
+	Behind       *uint64 `json:"behind"`
+	Unconfirmed  *uint64 `json:"unconfirmed"`
+	Acknowledged *uint64 `json:"acknowledged"`
 
 	LastSuccess time.Time `json:"lastSuccess,omitzero"` // last answer from the peer
 	LastError   string    `json:"lastError,omitempty"`
@@ -82,16 +109,24 @@ func (r *Replicator) Status() Status {
 
 	slices.SortFunc(peers, func(a, b *peer) int { return cmp.Compare(a.addr, b.addr) })
 	shown := map[DatabaseID]bool{}
+	first := map[DatabaseID]string{} // address by which a replica was shown
 	for _, p := range peers {
-		ps, session := p.status(), y.sessionOf(p)
-		ps.describe(s.Head, known[ps.ID], session)
+		ps, session := p.status(), p.sessionIn(sessions, lately())
+		if ps.State != StateSelf {
+			ps.describe(s.Head, known[ps.ID], session)
+		}
 		shown[ps.ID] = shown[ps.ID] || session != nil
+		if addr, again := first[ps.ID]; again && !ps.ID.IsZero() {
+			ps.SameAs = addr
+		} else {
+			first[ps.ID] = ps.Addr
+		}
 		s.Peers = append(s.Peers, ps)
 	}
 	configured := len(s.Peers)
 	for id, session := range sessions {
 		if !shown[id] {
-			ps := PeerStatus{Addr: session.addr, ID: id}
+			ps := PeerStatus{Addr: session.addr, ID: id, SameAs: first[id]}
 			ps.describe(s.Head, known[id], session)
 			s.Peers = append(s.Peers, ps)
 		}
@@ -111,8 +146,8 @@ func (p *peer) status() PeerStatus {
 	if p.lastErr != nil {
 		ps.LastError = p.lastErr.Error()
 	}
-	if p.state == "waiting" {
-		ps.NextAttempt = p.next
+	if p.state == StateWaiting {
+		ps.NextAttempt = p.due
 	}
 	return ps
 }
@@ -121,25 +156,32 @@ func (p *peer) status() PeerStatus {
 func (ps *PeerStatus) describe(head uint64, record *peerRecord, s *session) {
 	var merged, peerHead uint64
 	var t traffic
+	heard := false // of the peer's head
 	if record != nil {
 		record.mu.Lock()
 		t = record.traffic
 		merged, peerHead = record.checkpoint.seq, record.seen.seq
-		ps.Acknowledged = record.acknowledged.seq
+		heard = !record.seen.isZero()
+		if !record.acknowledged.isZero() {
+			ps.Acknowledged = pointer(record.acknowledged.seq)
+		}
+		ps.Name = record.name
 		record.mu.Unlock()
 	}
 	if s != nil {
 		s.mu.Lock()
 		ps.State = s.state
+		heard = heard || s.answers || s.caughtUp
 		peerHead = max(peerHead, s.peerHead)
 		if s.lastGood.After(ps.LastSuccess) {
 			ps.LastSuccess = s.lastGood
 		}
 		s.mu.Unlock()
+		ps.Name = s.hello.name
 		ps.NextAttempt = time.Time{}
-		ps.DialedBy = "them"
+		ps.DialedBy = DialedByThem
 		if s.dialed {
-			ps.DialedBy = "us"
+			ps.DialedBy = DialedByUs
 		}
 		live := s.traffic()
 		t.bytesIn += live.bytesIn
@@ -148,9 +190,15 @@ func (ps *PeerStatus) describe(head uint64, record *peerRecord, s *session) {
 		t.recordsOut += live.recordsOut
 	}
 	ps.BytesIn, ps.BytesOut, ps.RecordsIn, ps.RecordsOut = t.bytesIn, t.bytesOut, t.recordsIn, t.recordsOut
-	ps.Behind = peerHead - min(merged, peerHead)
-	ps.Unconfirmed = head - min(ps.Acknowledged, head)
+	if heard {
+		ps.Behind = pointer(peerHead - min(merged, peerHead))
+	}
+	if ps.Acknowledged != nil {
+		ps.Unconfirmed = pointer(head - min(*ps.Acknowledged, head))
+	}
 }
+
+func pointer[T any](v T) *T { return &v }
 
 // traffic is what the session carried so far.
 func (s *session) traffic() traffic {

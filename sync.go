@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,6 +20,8 @@ type syncer struct {
 	listener net.Listener
 	nonce    uint64
 	claims   claims
+	door     *door
+	refusals refusals
 	meetings atomic.Uint64                   // epochs of peers noted since Open
 	wrote    chan struct{}                   // a local write was committed
 	wakes    atomic.Pointer[[]chan struct{}] // of the live sessions
@@ -44,6 +45,8 @@ func newSyncer(r *Replicator, op *opening, l net.Listener) *syncer {
 	y := &syncer{
 		r: r, listener: l, id: op.id, known: op.peers,
 		nonce:    binary.BigEndian.Uint64(nonce[:]),
+		door:     newDoor(&r.options),
+		refusals: refusals{logger: r.options.Logger},
 		wrote:    make(chan struct{}, 1),
 		peers:    map[string]*peer{},
 		sessions: map[DatabaseID]*session{},
@@ -149,13 +152,27 @@ func (y *syncer) accept() {
 			continue
 		}
 		failures = 0
-		y.wg.Go(func() {
-			addr := c.RemoteAddr().String()
-			if err := y.converse(y.ctx, c, addr, nil); err != nil {
-				y.r.options.Logger.Debug("replicator: inbound connection ended", "peer", addr, "error", err)
-			}
-		})
+		y.wg.Go(func() { y.receive(c) })
 	}
+}
+
+// receive converses with a peer that dialled in, if the door is not too crowded.
+func (y *syncer) receive(c net.Conn) {
+	defer c.Close()
+	addr := c.RemoteAddr()
+	if err := y.door.enter(addr); err != nil {
+		y.refusals.note(addr, err)
+		y.door.turnAway(c, err)
+		return
+	}
+	defer y.door.leave(addr)
+	s, err := y.shake(y.ctx, c, addr.String(), nil)
+	y.door.through()
+	if err != nil {
+		y.refusals.note(addr, err)
+		return
+	}
+	y.run(s)
 }
 
 func (y *syncer) addPeer(addr string, meta Meta) error {
@@ -174,10 +191,10 @@ func (y *syncer) addPeer(addr string, meta Meta) error {
 	ctx, cancel := context.WithCancelCause(y.ctx)
 	p := &peer{
 		addr: addr, meta: maps.Clone(meta), ctx: ctx, cancel: cancel,
-		pace:    newSchedule(o.MinInterval, o.MaxInterval),
-		dial:    make(chan struct{}, 1),
-		changed: make(chan struct{}),
-		state:   "waiting",
+		pace:   newSchedule(o.MinInterval, o.MaxInterval),
+		dial:   make(chan struct{}, 1),
+		report: newReporter(o.Logger, "peer", addr),
+		state:  StateWaiting,
 	}
 	for id, record := range y.known {
 		if record.metAt(addr) {
@@ -190,9 +207,9 @@ func (y *syncer) addPeer(addr string, meta Meta) error {
 }
 
 // AddPeer adds a peer to dial, or replaces the metadata of one. It returns
-// before the peer is reached; see Status and SyncNow. Errors: a malformed
-// address, one that plain TCP must not be used with (Options.Insecure), and
-// ErrClosed.
+// before the peer is reached; see Status and SyncNow. It fails if the address is
+// empty, and with ErrClosed. Without Options.Dial it also fails if the address is
+// malformed, or not a loopback address (see Options.Insecure).
 func (r *Replicator) AddPeer(addr string, meta Meta) error {
 	if err := r.options.checkPeer(addr); err != nil {
 		return fmt.Errorf("replicator: add peer: %w", err)
@@ -201,8 +218,8 @@ func (r *Replicator) AddPeer(addr string, meta Meta) error {
 }
 
 // RemovePeer stops dialling a peer, and ends the session that was dialled. The
-// peer stays known, and can still dial in. An address that was not added is
-// ErrUnknownPeer.
+// peer stays known, and can still dial in. It fails with ErrUnknownPeer if the
+// address was not added, and with ErrClosed.
 func (r *Replicator) RemovePeer(addr string) error {
 	y := r.syncer
 	y.mu.Lock()
@@ -227,118 +244,4 @@ func (r *Replicator) Addr() net.Addr {
 		return l.Addr()
 	}
 	return nil
-}
-
-// SyncNow returns once all that was in the log of every reachable peer at the
-// call is merged here. It dials at once the peers that there is no session with,
-// and returns, joined, a *PeerError for each that could not be reached or did
-// not finish before ctx was done. Peers that dialled in are waited for, too.
-func (r *Replicator) SyncNow(ctx context.Context) error {
-	y := r.syncer
-	y.mu.Lock()
-	if y.stopped {
-		y.mu.Unlock()
-		return ErrClosed
-	}
-	peers := slices.Collect(maps.Values(y.peers))
-	others := maps.Clone(y.sessions)
-	y.mu.Unlock()
-	for _, p := range peers {
-		if s := p.sessionIn(others); s != nil {
-			delete(others, s.hello.id) // also if it has ended meanwhile
-		}
-	}
-
-	errs := make([]error, 0, len(peers)+len(others))
-	var mu sync.Mutex // guards errs
-	var wg sync.WaitGroup
-	bring := func(addr string, session func() (*session, error)) {
-		wg.Go(func() {
-			if err := y.bringIn(ctx, addr, session); err != nil {
-				mu.Lock()
-				errs = append(errs, err)
-				mu.Unlock()
-			}
-		})
-	}
-	for _, p := range peers {
-		bring(p.addr, func() (*session, error) { return y.contact(ctx, p) })
-	}
-	for id, s := range others {
-		bring(s.addr, func() (*session, error) { return y.successor(id, s) })
-	}
-	wg.Wait()
-	return errors.Join(errs...)
-}
-
-// bringIn merges what a peer has, over as many sessions as it takes, within
-// reason.
-func (y *syncer) bringIn(ctx context.Context, addr string, session func() (*session, error)) error {
-	const sessions = 3
-	for try := 1; ; try++ {
-		s, err := session()
-		if errors.Is(err, ErrSelf) {
-			return nil // what is in this log is here
-		}
-		if err != nil {
-			var wrapped *PeerError
-			if !errors.As(err, &wrapped) {
-				err = &PeerError{addr, "dial", err}
-			}
-			return err
-		}
-		err = s.syncNow(ctx)
-		if err == nil {
-			return nil
-		}
-		if ctx.Err() != nil || y.ctx.Err() != nil || try == sessions {
-			return &PeerError{addr, "session", err}
-		}
-		select { // the session ended; let it
-		case <-s.done:
-			y.remove(s) // it may not have come to that itself
-		case <-ctx.Done():
-		}
-	}
-}
-
-// successor returns the session with a peer that dialled in: s, or one that came
-// after it.
-func (y *syncer) successor(id DatabaseID, s *session) (*session, error) {
-	y.mu.Lock()
-	defer y.mu.Unlock()
-	if now := y.sessions[id]; now != nil {
-		return now, nil
-	}
-	return nil, &PeerError{s.addr, "session", context.Cause(s.ctx)}
-}
-
-// contact returns the session with a peer, dialling at once if there is none.
-func (y *syncer) contact(ctx context.Context, p *peer) (*session, error) {
-	const enough = 3 // attempts that were answered, but led to no session that lasts
-	p.mu.Lock()
-	begun := p.begun // what began before the call tells nothing
-	p.mu.Unlock()
-	for {
-		p.mu.Lock()
-		changed, ended, err := p.changed, p.attempts-begun, p.failure
-		p.mu.Unlock()
-		if s := y.sessionOf(p); s != nil {
-			return s, nil
-		}
-		if ended > 0 && err != nil {
-			return nil, err
-		}
-		if ended >= enough {
-			return nil, errors.New("no session lasts")
-		}
-		signal(p.dial)
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-p.ctx.Done():
-			return nil, context.Cause(p.ctx)
-		}
-	}
 }

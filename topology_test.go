@@ -60,7 +60,7 @@ func (n *node) peer(addr string) (found replicator.PeerStatus) {
 	return found
 }
 
-func (n *node) inSync(addr string) bool { return n.peer(addr).State == "in sync" }
+func (n *node) inSync(addr string) bool { return n.peer(addr).State == replicator.StateInSync }
 
 func TestChainPropagatesBothWays(t *testing.T) {
 	for name, links := range map[string][][2]int{
@@ -112,10 +112,10 @@ func TestReplicaThatOnlyDials(t *testing.T) {
 		c.nodes[1].put("up", "value")
 		c.nodes[0].arrives("up", "value")
 		require.NoError(t, c.nodes[0].sync(), "SyncNow waits for peers that dialled in, too")
-		require.Equal(t, "us", c.nodes[1].peer("n0").DialedBy)
+		require.Equal(t, replicator.DialedByUs, c.nodes[1].peer("n0").DialedBy)
 		status := c.nodes[0].r.Status().Peers
 		require.Len(t, status, 1)
-		require.Equal(t, "them", status[0].DialedBy)
+		require.Equal(t, replicator.DialedByThem, status[0].DialedBy)
 		require.False(t, status[0].Configured)
 		require.Equal(t, c.nodes[1].r.Status().ID, status[0].ID)
 	})
@@ -177,7 +177,7 @@ func TestBothDial(t *testing.T) {
 			until(t, "a session", func() bool { return a.inSync("n1") && b.inSync("n0") })
 			time.Sleep(time.Minute)
 			require.Equal(t, 1, c.net.Connections())
-			require.ElementsMatch(t, []string{"us", "them"}, []string{a.peer("n1").DialedBy, b.peer("n0").DialedBy})
+			require.ElementsMatch(t, []replicator.Side{replicator.DialedByUs, replicator.DialedByThem}, []replicator.Side{a.peer("n1").DialedBy, b.peer("n0").DialedBy})
 			for _, n := range c.nodes {
 				require.Len(t, n.r.Status().Peers, 1)
 				require.Empty(t, n.r.Status().Peers[0].LastError)
@@ -237,7 +237,7 @@ func TestOwnAddress(t *testing.T) {
 		b.put("key", "value")
 		a.arrives("key", "value")
 		require.NoError(t, a.sync(), "all that is in its own log is there")
-		require.Equal(t, "waiting", a.peer("n0").State)
+		require.Equal(t, replicator.StateSelf, a.peer("n0").State)
 		require.Contains(t, a.peer("n0").LastError, "own")
 		require.Len(t, a.r.Status().Peers, 2)
 	})
@@ -396,7 +396,7 @@ func TestHalfOpenConnection(t *testing.T) {
 					b.put("from b", time.Now().String())
 					const limit = 25 * time.Second // Timeout and MaxInterval, and some
 					time.Sleep(limit)
-					require.Contains(t, []string{"waiting", "connecting"}, a.peer("n1").State)
+					require.Contains(t, []replicator.State{replicator.StateWaiting, replicator.StateConnecting}, a.peer("n1").State)
 					require.NotEmpty(t, a.peer("n1").LastError)
 					if !both {
 						require.Empty(t, b.r.Status().Peers, "both ends notice")

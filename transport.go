@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,33 +21,56 @@ const (
 	frameTrailer = 4
 	// maxSmallFrame bounds every frame but pages, and all before the handshake.
 	maxSmallFrame = 4 << 10
-	// chunkSize is how much is written, or allocated for reading, at a time, so
-	// that deadlines follow progress and memory follows what really arrives.
-	chunkSize = 64 << 10
+	// chunkSize is the size of a session's buffers; during the handshake they have
+	// handshakeBuffer bytes.
+	chunkSize       = 64 << 10
+	handshakeBuffer = 4 << 10
+	// writeChunk is how much is written at a time, so that deadlines follow progress.
+	writeChunk = 16 << 10
+	// maxStall is for how long a peer may take nothing that is written to it, though
+	// it is heard. The kernel's buffer hides for minutes what a slow link takes.
+	maxStall = 10 * time.Minute
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // conn sends and receives frames. One goroutine may receive while any number
-// send. Every read and write has a deadline that progress moves on.
+// send. Every read and write has a deadline. What arrives moves both on, for a
+// peer that is heard is alive, and its link may be slow.
 type conn struct {
 	net.Conn
-	reader                    *bufio.Reader
-	readTimeout, writeTimeout time.Duration
-	readUntil                 time.Time // the read deadline that is set
+	reader    *bufio.Reader
+	timeout   time.Duration
+	readUntil time.Time // the read deadline that is set
+	bulk      bool      // the frame that is being read is a page or values
 
-	sending    sync.Mutex // guards what follows, and one frame's way out
-	writer     *bufio.Writer
-	writeUntil time.Time
+	sending sync.Mutex // guards what follows, and one frame's way out
+	writer  *bufio.Writer
+
+	deadline   sync.Mutex // guards what follows
+	writeUntil time.Time  // the write deadline that is set
+	writeSince time.Time  // when the write that is under way began; zero: none is
 
 	received, sent atomic.Int64 // bytes
+	moved          atomic.Int64 // bytes of pages and values, in both directions, more or less
 }
 
-func newConn(c net.Conn, readTimeout, writeTimeout time.Duration) *conn {
-	fc := &conn{Conn: c, readTimeout: readTimeout, writeTimeout: writeTimeout}
-	fc.reader = bufio.NewReaderSize((*progressReader)(fc), chunkSize)
-	fc.writer = bufio.NewWriterSize((*progressWriter)(fc), chunkSize)
+// newConn returns a conn with small buffers, for the handshake. timeout bounds
+// the time in which nothing arrives and nothing can be written.
+func newConn(c net.Conn, timeout time.Duration) *conn {
+	fc := &conn{Conn: c, timeout: timeout}
+	fc.reader = bufio.NewReaderSize((*progressReader)(fc), handshakeBuffer)
+	fc.writer = bufio.NewWriterSize((*progressWriter)(fc), handshakeBuffer)
 	return fc
+}
+
+// widen gives the conn the buffers of a session. Nobody may be receiving.
+func (c *conn) widen(timeout time.Duration) {
+	c.sending.Lock()
+	defer c.sending.Unlock()
+	c.timeout = timeout
+	c.reader = bufio.NewReaderSize(c.reader, chunkSize)
+	c.writer = bufio.NewWriterSize((*progressWriter)(c), chunkSize)
 }
 
 // progressReader and progressWriter move the deadlines on, not at every call,
@@ -54,11 +78,21 @@ func newConn(c net.Conn, readTimeout, writeTimeout time.Duration) *conn {
 type progressReader conn
 
 func (c *progressReader) Read(b []byte) (int, error) {
-	if err := extend(&c.readUntil, c.readTimeout, c.Conn.SetReadDeadline); err != nil {
+	if err := extend(&c.readUntil, c.timeout, c.Conn.SetReadDeadline); err != nil {
 		return 0, err
 	}
 	n, err := c.Conn.Read(b)
-	c.received.Add(int64(n))
+	if n > 0 {
+		c.received.Add(int64(n))
+		if c.bulk {
+			c.moved.Add(int64(n))
+		}
+		c.deadline.Lock()
+		if since := c.writeSince; !since.IsZero() && time.Since(since) < maxStall {
+			_ = extend(&c.writeUntil, c.timeout, c.Conn.SetWriteDeadline) // the write returns its error
+		}
+		c.deadline.Unlock()
+	}
 	return n, err
 }
 
@@ -66,16 +100,30 @@ type progressWriter conn
 
 func (c *progressWriter) Write(b []byte) (written int, err error) {
 	for len(b) > 0 && err == nil {
-		if err = extend(&c.writeUntil, c.writeTimeout, c.Conn.SetWriteDeadline); err != nil {
+		if err = c.begin(time.Now()); err != nil {
 			break
 		}
 		var n int
-		n, err = c.Conn.Write(b[:min(len(b), chunkSize)])
+		n, err = c.Conn.Write(b[:min(len(b), writeChunk)])
 		c.sent.Add(int64(n))
+		if len(b) > maxSmallFrame {
+			c.moved.Add(int64(n))
+		}
 		written += n
 		b = b[n:]
 	}
+	c.deadline.Lock()
+	c.writeSince = time.Time{}
+	c.deadline.Unlock()
 	return written, err
+}
+
+// begin notes that a write begins, and moves its deadline on.
+func (c *progressWriter) begin(now time.Time) error {
+	c.deadline.Lock()
+	defer c.deadline.Unlock()
+	c.writeSince = now
+	return extend(&c.writeUntil, c.timeout, c.Conn.SetWriteDeadline)
 }
 
 func extend(until *time.Time, timeout time.Duration, set func(time.Time) error) error {
@@ -116,13 +164,18 @@ func (c *conn) receive(limit func(kind byte) int) (kind byte, payload []byte, er
 	}
 	kind = head[4]
 	size := int64(binary.BigEndian.Uint32(head[:]))
-	switch most := int64(limit(kind)); {
+	most := int64(limit(kind))
+	switch other := otherProtocol(head[:]); {
+	case (most == 0 || size > most) && other != "":
+		return 0, nil, fmt.Errorf("%w: %s", ErrProtocol, other)
 	case most == 0:
 		return 0, nil, fmt.Errorf("%w: frame of unknown type %d and length %d", ErrProtocol, kind, size)
 	case size < 1 || size > most:
 		return 0, nil, fmt.Errorf("%w: frame of type %d has length %d, at most %d is accepted", ErrProtocol, kind, size, most)
 	}
+	c.bulk = kind == framePage || kind == frameValues
 	body, err := c.readBody(int(size-1) + frameTrailer)
+	c.bulk = false
 	if err != nil {
 		return 0, nil, readError(err)
 	}
@@ -166,4 +219,24 @@ func readError(err error) error {
 		return fmt.Errorf("nothing heard from the peer: %w", err)
 	}
 	return err
+}
+
+// otherProtocol says what a peer speaks whose first bytes are not a frame, or
+// nothing.
+func otherProtocol(head []byte) string {
+	for _, p := range []struct{ prefix, what string }{
+		{"HTTP/", "the other side is an HTTP server: check address and port"},
+		{"SSH-", "the other side is an SSH server: check address and port"},
+		{"GET ", "the other side speaks HTTP: it is a browser, a proxy or a health check"},
+		{"HEAD ", "the other side speaks HTTP: it is a browser, a proxy or a health check"},
+		{"POST ", "the other side speaks HTTP: it is a browser, a proxy or a health check"},
+		{"OPTIO", "the other side speaks HTTP: it is a browser, a proxy or a health check"},
+		{"\x15\x03", "the other side speaks TLS, this side does not: check the port, and that both sides are configured alike"},
+		{"\x16\x03", "the other side speaks TLS, this side does not: check the port, and that both sides are configured alike"},
+	} {
+		if strings.HasPrefix(string(head), p.prefix) {
+			return p.what
+		}
+	}
+	return ""
 }

@@ -65,6 +65,8 @@ type wireHi struct {
 	id              [16]byte
 	epoch, nonce    uint64
 	maxKey, maxSize uint64
+	name            string
+	flags           byte
 }
 
 func newWireHi() wireHi {
@@ -84,7 +86,8 @@ func (h wireHi) payload() []byte {
 	b = binary.BigEndian.AppendUint64(b, h.epoch)
 	b = binary.BigEndian.AppendUint64(b, h.nonce)
 	b = binary.AppendUvarint(b, h.maxKey)
-	return binary.AppendUvarint(b, h.maxSize)
+	b = binary.AppendUvarint(b, h.maxSize)
+	return append(wireBytes(b, h.name), h.flags)
 }
 
 // wireEntry is an entry with its value, or, if size is not 0, without.

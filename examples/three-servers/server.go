@@ -210,8 +210,16 @@ func (s *server) printStatus(out io.Writer) {
 		} else if p.LastError != "" {
 			fmt.Fprintf(out, ", %s", p.LastError)
 		}
-		fmt.Fprintf(out, "\n  behind by %d records, has not confirmed %d of ours\n", p.Behind, p.Unconfirmed)
+		fmt.Fprintf(out, "\n  behind by %s records, has not confirmed %s of ours\n", figure(p.Behind), figure(p.Unconfirmed))
 		fmt.Fprintf(out, "  received %d records, %s; sent %d records, %s\n",
 			p.RecordsIn, humanSize(p.BytesIn), p.RecordsOut, humanSize(p.BytesOut))
 	}
+}
+
+// figure shows a figure that may not be known.
+func figure(n *uint64) string {
+	if n == nil {
+		return "an unknown number of"
+	}
+	return fmt.Sprint(*n)
 }

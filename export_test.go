@@ -221,3 +221,37 @@ func LoseLog(db *leveldb.DB, from uint64) error {
 func EmptyCommit(r *Replicator) error {
 	return r.commits.enter(true, func(*committer) error { return nil })
 }
+
+// Adopt adopts a key with a value that it had once.
+func Adopt(r *Replicator, key, value string) error {
+	return r.commits.enter(false, func(c *committer) error {
+		v := adoptedVersion([]byte(value))
+		c.appendRow(rowLog, []byte(key), nil, v, c.head+1)
+		c.appendRow(rowIndex, []byte(key), nil, v, c.head+1)
+		c.grow(1)
+		return nil
+	})
+}
+
+// Sessions counts the live sessions, Known the peers that are remembered, and
+// Connections those that came from elsewhere.
+func Sessions(r *Replicator) int {
+	r.syncer.mu.Lock()
+	defer r.syncer.mu.Unlock()
+	return len(r.syncer.sessions)
+}
+
+func Known(r *Replicator) int {
+	r.syncer.mu.Lock()
+	defer r.syncer.mu.Unlock()
+	return len(r.syncer.known)
+}
+
+func Connections(r *Replicator) (n int) {
+	r.syncer.door.mu.Lock()
+	defer r.syncer.door.mu.Unlock()
+	for _, of := range r.syncer.door.from {
+		n += of
+	}
+	return n
+}

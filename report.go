@@ -23,7 +23,7 @@ type reporter struct {
 	mu       sync.Mutex           // guards what follows
 	since    time.Time            // when the peer was lost; zero: it is here
 	told     map[string]time.Time // when the log named a cause of a loss last
-	untold   bool                 // the last loss was not worth a line
+	open     bool                 // the log has said that the peer was lost, and not yet that it is back
 	everHere bool
 }
 
@@ -57,8 +57,8 @@ func (r *reporter) lost(message string, err error) {
 	told, known := r.told[cause]
 	news := !known || now.Sub(told) >= remindEvery
 	again := known && away >= remindEvery
-	r.untold = !news
 	if news {
+		r.open = true
 		if r.told == nil || len(r.told) >= maxCauses {
 			r.told = map[string]time.Time{}
 		}
@@ -77,22 +77,21 @@ func (r *reporter) lost(message string, err error) {
 // a session: as many records, by its log or in full.
 func (r *reporter) caughtUp(h hello, records int64, full bool) {
 	r.mu.Lock()
-	away, quietly := time.Duration(0), r.untold
+	away, open := time.Duration(0), r.open
 	if !r.since.IsZero() {
 		away = time.Since(r.since)
 	}
 	first := !r.everHere
-	r.since, r.untold, r.everHere = time.Time{}, false, true
+	r.since, r.open, r.everHere = time.Time{}, false, true
 	r.mu.Unlock()
 	attrs := []any{"id", h.id, "records", records, "full", full}
 	if h.name != "" {
 		attrs = append(attrs, "name", h.name)
 	}
 	switch {
-	case quietly:
 	case first && away == 0:
 		r.logger.Info("replicator: in sync with peer", attrs...)
-	default:
+	case open:
 		r.logger.Info("replicator: peer is back and in sync", append(attrs, "away", away.Round(time.Millisecond))...)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -96,6 +95,7 @@ type wireEntry struct {
 	clock, origin uint64
 	value         string
 	size, hash    uint64
+	deleted       bool
 }
 
 func (e wireEntry) append(dst []byte) []byte {
@@ -103,9 +103,15 @@ func (e wireEntry) append(dst []byte) []byte {
 	if e.size > 0 {
 		flags = 4
 	}
+	if e.deleted {
+		flags = 1
+	}
 	dst = binary.AppendUvarint(append(dst, flags), e.clock)
 	dst = binary.BigEndian.AppendUint64(dst, e.origin)
 	dst = wireBytes(dst, e.key)
+	if e.deleted {
+		return dst
+	}
 	if e.size > 0 {
 		return binary.BigEndian.AppendUint64(binary.AppendUvarint(dst, e.size), e.hash)
 	}
@@ -210,6 +216,11 @@ type host struct {
 func newHost(t testing.TB, change func(*replicator.Options)) *host {
 	db, err := leveldb.Open(storage.NewMemStorage(), nil)
 	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	return newHostOn(t, db, change)
+}
+
+func newHostOn(t testing.TB, db *leveldb.DB, change func(*replicator.Options)) *host {
 	log := new(logBuffer)
 	o := &replicator.Options{
 		Listen: "127.0.0.1:0", MinInterval: 10 * time.Millisecond, MaxInterval: 200 * time.Millisecond, Timeout: time.Second,
@@ -220,7 +231,7 @@ func newHost(t testing.TB, change func(*replicator.Options)) *host {
 	}
 	r, err := replicator.Open(db, o)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, errors.Join(r.Close(), db.Close())) })
+	t.Cleanup(func() { require.NoError(t, r.Close()) })
 	h := &host{r, t, db, log}
 	require.NoError(t, r.Put([]byte("key"), []byte("value"), nil))
 	return h

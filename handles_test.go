@@ -27,7 +27,9 @@ func TestClosedDespiteDroppedIterators(t *testing.T) {
 		require.NoError(t, err)
 	}
 	drop()
+	kept := r.NewIterator(nil, nil)
 	require.ErrorIs(t, r.Close(), replicator.ErrInUse)
+	runtime.KeepAlive(kept) // and no longer
 	require.Eventually(t, func() bool {
 		runtime.GC()
 		return r.Close() == nil
@@ -75,8 +77,12 @@ func TestInvertedRange(t *testing.T) {
 	require.NoError(t, err)
 	defer snap.Release()
 	for _, open := range []func() iterator.Iterator{
-		func() iterator.Iterator { return r.NewIterator(&util.Range{Start: []byte("z"), Limit: []byte("a")}, nil) },
-		func() iterator.Iterator { return snap.NewIterator(&util.Range{Start: []byte("z"), Limit: []byte("a")}, nil) },
+		func() iterator.Iterator {
+			return r.NewIterator(&util.Range{Start: []byte("z"), Limit: []byte("a")}, nil)
+		},
+		func() iterator.Iterator {
+			return snap.NewIterator(&util.Range{Start: []byte("z"), Limit: []byte("a")}, nil)
+		},
 	} {
 		it := open()
 		require.False(t, it.First())

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
@@ -20,7 +21,7 @@ import (
 )
 
 // fillDisk puts values into a database, as a program without a Replicator would.
-func fillDisk(t *testing.T, disk *simDisk, values map[string]string) {
+func fillDisk(t *testing.T, disk *simtest.Disk, values map[string]string) {
 	db, err := leveldb.Open(disk, &opt.Options{DisableLargeBatchTransaction: true})
 	require.NoError(t, err)
 	var b leveldb.Batch
@@ -34,9 +35,9 @@ func fillDisk(t *testing.T, disk *simDisk, values map[string]string) {
 // slowDown makes every write to the journal take some time, and adoption with it.
 // The database must not get to its next journal, which goleveldb begins under a
 // mutex, for time does not pass in a bubble while somebody waits for one.
-func slowDown(disk *simDisk) {
-	disk.SetFault(func(op simOp, fd storage.FileDesc, _ int64) error {
-		if op == simWrite && fd.Type == storage.TypeJournal {
+func slowDown(disk *simtest.Disk) {
+	disk.SetFault(func(op simtest.Op, fd storage.FileDesc, _ int64) error {
+		if op == simtest.OpWrite && fd.Type == storage.TypeJournal {
 			time.Sleep(50 * time.Millisecond)
 		}
 		return nil
@@ -445,9 +446,9 @@ func TestFirstOpeningIsKilled(t *testing.T) {
 		fillDisk(t, n.disk, values)
 		db, err := leveldb.Open(n.disk, nil)
 		require.NoError(t, err)
-		var killed []*simDisk // under the database's write lock
-		n.disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
-			if op == simWrite || op == simSync {
+		var killed []*simtest.Disk // under the database's write lock
+		n.disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
+			if op == simtest.OpWrite || op == simtest.OpSync {
 				killed = append(killed, n.disk.Copy())
 			}
 			return nil

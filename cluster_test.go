@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/opt"
@@ -21,7 +22,7 @@ import (
 type cluster struct {
 	t     testing.TB
 	rng   *rand.Rand
-	net   *memNetwork
+	net   *simtest.Network
 	nodes []*node
 	// written is every value that a put gave a stamp to.
 	written map[replicator.Stamp]string
@@ -34,20 +35,23 @@ type node struct {
 	c     *cluster
 	name  string
 	peers []string
-	disk  *simDisk
+	disk  *simtest.Disk
 	boot  int // which boot of which machine it runs in
 	db    *leveldb.DB
 	r     *replicator.Replicator
 }
 
+// withSync are the options of a write that is durable when it returns.
+var withSync = &opt.WriteOptions{Sync: true}
+
 func newCluster(t testing.TB, seed int64, nodes int) *cluster {
 	c := &cluster{
-		t: t, rng: rand.New(rand.NewPCG(uint64(seed), 0)), net: newMemNetwork(seed),
+		t: t, rng: rand.New(rand.NewPCG(uint64(seed), 0)), net: simtest.NewNetwork(seed),
 		written: map[replicator.Stamp]string{},
 		paging:  func(o replicator.Options) *replicator.Options { return &o },
 	}
 	for i := range nodes {
-		c.nodes = append(c.nodes, &node{c: c, name: fmt.Sprintf("n%d", i), disk: newSimDisk(), boot: c.newBoot()})
+		c.nodes = append(c.nodes, &node{c: c, name: fmt.Sprintf("n%d", i), disk: simtest.NewDisk(), boot: c.newBoot()})
 	}
 	return c
 }
@@ -123,7 +127,7 @@ func (n *node) close() {
 }
 
 // replaceDisk ends the node as it is and gives it another disk.
-func (n *node) replaceDisk(disk *simDisk) {
+func (n *node) replaceDisk(disk *simtest.Disk) {
 	n.close()
 	n.disk = disk
 }

@@ -398,7 +398,7 @@ func TestDefectBatchOptionsDropped(t *testing.T) {
 		var b leveldb.Batch
 		b.Put([]byte("one"), []byte("value"))
 		b.Put([]byte("two"), []byte("value"))
-		require.NoError(t, n.r.Write(&b, simSynced))
+		require.NoError(t, n.r.Write(&b, withSync))
 		n.replaceDisk(n.disk.PowerCut(nil))
 		n.boot = c.newBoot()
 		n.open()

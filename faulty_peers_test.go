@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/storage"
@@ -208,7 +209,7 @@ func TestFaultyTrickledHello(t *testing.T) {
 // come late, and the session stays.
 func TestFaultyIdleSessionsStay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := newMemNetwork(1)
+		net := simtest.NewNetwork(1)
 		var logs logBuffer
 		var opened []io.Closer
 		for _, name := range []string{"n0", "n1"} {
@@ -404,12 +405,12 @@ func idOf(h *host) []byte {
 
 // TestFaultyDisk: when a write has failed, nobody is left waiting at the listener.
 func TestFaultyDisk(t *testing.T) {
-	disk := newSimDisk()
+	disk := simtest.NewDisk()
 	db, err := leveldb.Open(disk, nil)
 	require.NoError(t, err)
 	r, err := replicator.Open(db, &replicator.Options{Listen: "127.0.0.1:0"})
 	require.NoError(t, err)
-	disk.SetFault(func(simOp, storage.FileDesc, int64) error { return errors.New("out of order") })
+	disk.SetFault(func(simtest.Op, storage.FileDesc, int64) error { return errors.New("out of order") })
 	require.ErrorIs(t, r.Put([]byte("key"), nil, nil), replicator.ErrFailed)
 	require.Eventually(t, func() bool {
 		c, err := net.Dial("tcp", r.Addr().String())

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/opt"
@@ -82,7 +83,7 @@ func TestInvariant11SendableLimits(t *testing.T) {
 				require.NoError(t, a.r.Put(k, value(first, 1+j*2000), nil))
 			}
 			if way == "full" {
-				b.replaceDisk(newSimDisk())
+				b.replaceDisk(simtest.NewDisk())
 				open(b)
 			}
 			require.NoError(t, b.sync())

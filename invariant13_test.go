@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/opt"
@@ -19,20 +20,20 @@ func TestInvariant13FailStop(t *testing.T) {
 	t.Parallel()
 	cause := fmt.Errorf("the disk is gone: %w", syscall.EIO)
 	for name, failing := range map[string]struct {
-		op   simOp
+		op   simtest.Op
 		work func(a, b *node) error // what meets the fault, at a
 	}{
-		"put":         {simWrite, func(a, b *node) error { return a.r.Put([]byte("failing"), nil, nil) }},
-		"put, synced": {simSync, func(a, b *node) error { return a.r.Put([]byte("failing"), nil, simSynced) }},
-		"delete":      {simWrite, func(a, b *node) error { return a.r.Delete([]byte("old"), nil) }},
-		"batch": {simSync, func(a, b *node) error {
+		"put":         {simtest.OpWrite, func(a, b *node) error { return a.r.Put([]byte("failing"), nil, nil) }},
+		"put, synced": {simtest.OpSync, func(a, b *node) error { return a.r.Put([]byte("failing"), nil, withSync) }},
+		"delete":      {simtest.OpWrite, func(a, b *node) error { return a.r.Delete([]byte("old"), nil) }},
+		"batch": {simtest.OpSync, func(a, b *node) error {
 			var batch leveldb.Batch
 			batch.Put([]byte("failing"), nil)
-			return a.r.Write(&batch, simSynced)
+			return a.r.Write(&batch, withSync)
 		}},
-		"merge":           {simWrite, func(a, b *node) error { b.put("failing", ""); return nil }},
-		"acknowledgement": {simSync, func(a, b *node) error { b.put("merged", ""); return nil }},
-		"reservation": {simSync, func(a, b *node) error {
+		"merge":           {simtest.OpWrite, func(a, b *node) error { b.put("failing", ""); return nil }},
+		"acknowledgement": {simtest.OpSync, func(a, b *node) error { b.put("merged", ""); return nil }},
+		"reservation": {simtest.OpSync, func(a, b *node) error {
 			commit, err := replicator.Examine(a.r, replicator.Entry{Key: "failing", Version: replicator.Version{
 				Stamp: replicator.Stamp{Clock: 1 << 30, Origin: 1 << 63}}})
 			require.NoError(a.c.t, err)
@@ -51,7 +52,7 @@ func TestInvariant13FailStop(t *testing.T) {
 				b.put("older", "value")
 				c.converge()
 				time.Sleep(10 * time.Second)
-				a.disk.SetFault(func(op simOp, fd storage.FileDesc, _ int64) error {
+				a.disk.SetFault(func(op simtest.Op, fd storage.FileDesc, _ int64) error {
 					if op == failing.op && fd.Type == storage.TypeJournal {
 						return cause
 					}
@@ -95,7 +96,7 @@ func checkFailed(t *testing.T, a, b *node) {
 	batch.Put([]byte("late"), nil)
 	for range 3 {
 		for _, err := range []error{
-			a.r.Put([]byte("late"), nil, nil), a.r.Put([]byte("late"), nil, simSynced),
+			a.r.Put([]byte("late"), nil, nil), a.r.Put([]byte("late"), nil, withSync),
 			a.r.Delete([]byte("old"), nil), a.r.Write(&batch, nil), a.sync(),
 		} {
 			require.ErrorIs(t, err, replicator.ErrFailed)
@@ -137,21 +138,21 @@ func TestInvariant13FailStopAtClose(t *testing.T) {
 		defer letSettle()
 		const changes = 40
 		for fails := int64(1); ; fails++ {
-			disk := newSimDisk()
+			disk := simtest.NewDisk()
 			db, err := leveldb.Open(disk, &opt.Options{WriteBuffer: 1 << 20, DisableLargeBatchTransaction: true})
 			require.NoError(t, err)
 			r := openPlain(t, db, "boot")
 			for i := range changes {
 				require.NoError(t, r.Put(fmt.Append(nil, i), make([]byte, 100), nil))
 			}
-			disk.SetFault(func(op simOp, _ storage.FileDesc, n int64) error {
-				if n == fails && op != simRemove {
+			disk.SetFault(func(op simtest.Op, _ storage.FileDesc, n int64) error {
+				if n == fails && op != simtest.OpRemove {
 					return syscall.EIO
 				}
 				return nil
 			})
 			err = r.Close()
-			closed := disk.operations()
+			closed := disk.Operations()
 			disk.SetFault(nil)
 			require.NoError(t, r.Close(), "a second time")
 			_ = db.Close()

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
@@ -124,7 +125,7 @@ func TestInvariant14Closed(t *testing.T) {
 		"adopting": func(c *cluster, label string) {
 			n := c.nodes[0]
 			n.close()
-			n.disk = newSimDisk()
+			n.disk = simtest.NewDisk()
 			onDisk(c.t, n.disk, func(db *leveldb.DB) {
 				for i := range 3000 {
 					require.NoError(c.t, db.Put(fmt.Append(nil, i), nil, nil))
@@ -177,7 +178,7 @@ func TestInvariant14ClosedDuringPulls(t *testing.T) {
 					}
 				}
 				now := make(chan struct{})
-				c.nodes[0].disk.SetFault(func(_ simOp, _ storage.FileDesc, n int64) error {
+				c.nodes[0].disk.SetFault(func(_ simtest.Op, _ storage.FileDesc, n int64) error {
 					if n == at {
 						close(now)
 					}
@@ -301,7 +302,7 @@ func TestInvariant14ClosedWaitsForWrites(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		defer letSettle()
-		disk := newSimDisk()
+		disk := simtest.NewDisk()
 		onDisk(t, disk, func(db *leveldb.DB) {
 			r := openPlain(t, db, "boot")
 			entered, letGo := hold(disk)
@@ -309,7 +310,7 @@ func TestInvariant14ClosedWaitsForWrites(t *testing.T) {
 			var wg sync.WaitGroup
 			wg.Go(func() { assert.NoError(t, r.Put([]byte("first"), nil, nil)) })
 			<-entered
-			wg.Go(func() { assert.NoError(t, r.Put([]byte("second"), nil, simSynced)) })
+			wg.Go(func() { assert.NoError(t, r.Put([]byte("second"), nil, withSync)) })
 			synctest.Wait()
 			closed := make(chan error, 1)
 			go func() { closed <- r.Close() }()
@@ -340,7 +341,7 @@ func TestInvariant14ClosedWaitsForReads(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				defer letSettle()
-				disk := newSimDisk()
+				disk := simtest.NewDisk()
 				db, err := leveldb.Open(disk, &opt.Options{DisableBlockCache: true})
 				require.NoError(t, err)
 				r := openPlain(t, db, "boot")
@@ -349,8 +350,8 @@ func TestInvariant14ClosedWaitsForReads(t *testing.T) {
 				require.NoError(t, read(r)) // opens the table
 				release := make(chan struct{})
 				var once atomic.Bool
-				disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
-					if op == simRead && once.CompareAndSwap(false, true) {
+				disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
+					if op == simtest.OpRead && once.CompareAndSwap(false, true) {
 						<-release
 					}
 					return nil

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
@@ -19,7 +20,7 @@ import (
 )
 
 // capture adds the present moment. It is called from the disk.
-func (p *pairs) capture(disk *simDisk, to *[]moment) {
+func (p *pairs) capture(disk *simtest.Disk, to *[]moment) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	*to = append(*to, moment{disk.Copy(), len(p.acked)})
@@ -27,7 +28,7 @@ func (p *pairs) capture(disk *simDisk, to *[]moment) {
 
 // verify opens the disk of a moment, after the process died there or the power
 // was cut, and checks it, now and then also as a Replicator finds it.
-func (p *pairs) verify(t testing.TB, disk *simDisk, owner string, acknowledged []acked, power, deep bool) {
+func (p *pairs) verify(t testing.TB, disk *simtest.Disk, owner string, acknowledged []acked, power, deep bool) {
 	onDisk(t, disk, func(db *leveldb.DB) {
 		require.NoError(t, p.check(readRows(t, db), owner, acknowledged, power))
 		if !deep {
@@ -61,9 +62,9 @@ func TestInvariant1AtomicAtEveryDiskOperation(t *testing.T) {
 		var p, elsewhere pairs
 		var moments []moment
 		onDisk(t, n.disk, func(*leveldb.DB) {}) // goleveldb's own beginnings are not atomic
-		n.disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
+		n.disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
 			p.capture(n.disk, &moments)
-			if op == simSync {
+			if op == simtest.OpSync {
 				time.Sleep(time.Millisecond) // so that groups form
 			}
 			return nil
@@ -111,17 +112,17 @@ func TestInvariant1AtomicAfterFaults(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 1))
 		for fails := int64(1); ; fails++ {
 			var p pairs
-			disk := newSimDisk()
+			disk := simtest.NewDisk()
 			hit := false
-			disk.SetFault(func(op simOp, _ storage.FileDesc, n int64) error {
-				if n == fails && op != simRemove { // goleveldb may panic if a remove fails
+			disk.SetFault(func(op simtest.Op, _ storage.FileDesc, n int64) error {
+				if n == fails && op != simtest.OpRemove { // goleveldb may panic if a remove fails
 					hit = true
 					return fmt.Errorf("operation %d, %v: %w", n, op, syscall.EIO)
 				}
 				return nil
 			})
 			p.writeSome(t, disk)
-			over := disk.operations() < fails
+			over := disk.Operations() < fails
 			disk.SetFault(nil)
 			for _, power := range []bool{false, true} {
 				found := disk.Copy()
@@ -141,7 +142,7 @@ func TestInvariant1AtomicAfterFaults(t *testing.T) {
 }
 
 // writeSome writes and merges until something fails, or all is done.
-func (p *pairs) writeSome(t *testing.T, disk *simDisk) {
+func (p *pairs) writeSome(t *testing.T, disk *simtest.Disk) {
 	db, err := leveldb.Open(disk, &opt.Options{WriteBuffer: 4 << 10, DisableLargeBatchTransaction: true})
 	if err != nil {
 		require.ErrorContains(t, err, syscall.EIO.Error())

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
@@ -25,7 +26,7 @@ func TestInvariant2OrderedForReaders(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		defer letSettle()
-		onDisk(t, newSimDisk(), func(db *leveldb.DB) {
+		onDisk(t, simtest.NewDisk(), func(db *leveldb.DB) {
 			r := openPlain(t, db, "boot")
 			defer r.Close()
 			const writers, rounds, batch = 8, 120, 5
@@ -131,7 +132,7 @@ func TestInvariant2OrderedInGroups(t *testing.T) {
 		"without Sync":       {put(func(int) *opt.WriteOptions { return nil }), 1, 0},
 		"one with Sync":      {put(func(i int) *opt.WriteOptions { return &opt.WriteOptions{Sync: i == callers/2} }), 1, 1},
 		"the last with Sync": {put(func(i int) *opt.WriteOptions { return &opt.WriteOptions{Sync: i == callers-1} }), 1, 1},
-		"all with Sync":      {put(func(int) *opt.WriteOptions { return simSynced }), 1, 1},
+		"all with Sync":      {put(func(int) *opt.WriteOptions { return withSync }), 1, 1},
 		"alone":              {put(func(int) *opt.WriteOptions { return &opt.WriteOptions{NoWriteMerge: true} }), callers, 0},
 		"some alone":         {put(func(i int) *opt.WriteOptions { return &opt.WriteOptions{NoWriteMerge: i%4 == 1} }), callers/2 + 1, 0},
 		"batches": {func(r *replicator.Replicator, key string, i int) error {
@@ -153,7 +154,7 @@ func TestInvariant2OrderedInGroups(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				defer letSettle()
-				disk := newSimDisk()
+				disk := simtest.NewDisk()
 				onDisk(t, disk, func(db *leveldb.DB) {
 					r := openPlain(t, db, "boot")
 					defer r.Close()
@@ -201,12 +202,12 @@ func TestInvariant2OrderedCallersShareSyncs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		defer letSettle()
-		disk := newSimDisk()
+		disk := simtest.NewDisk()
 		onDisk(t, disk, func(db *leveldb.DB) {
 			r := openPlain(t, db, "boot")
 			defer r.Close()
-			disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
-				if op == simSync {
+			disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
+				if op == simtest.OpSync {
 					time.Sleep(time.Millisecond)
 				}
 				return nil
@@ -217,7 +218,7 @@ func TestInvariant2OrderedCallersShareSyncs(t *testing.T) {
 			for i := range callers {
 				wg.Go(func() {
 					for j := range writes {
-						assert.NoError(t, r.Put(fmt.Appendf(nil, "%d/%d", i, j), nil, simSynced))
+						assert.NoError(t, r.Put(fmt.Appendf(nil, "%d/%d", i, j), nil, withSync))
 					}
 				})
 			}
@@ -234,7 +235,7 @@ func TestInvariant2OrderedResults(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		defer letSettle()
-		disk := newSimDisk()
+		disk := simtest.NewDisk()
 		var acknowledged, refused []string
 		onDisk(t, disk, func(db *leveldb.DB) {
 			r := openPlain(t, db, "boot")
@@ -276,7 +277,7 @@ func TestInvariant2OrderedResults(t *testing.T) {
 				wg.Go(func() { put(fmt.Sprint("third ", i)) })
 			}
 			synctest.Wait()
-			disk.SetFault(func(op simOp, fd storage.FileDesc, n int64) error {
+			disk.SetFault(func(op simtest.Op, fd storage.FileDesc, n int64) error {
 				if n == 1 {
 					return syscall.ENOSPC
 				}

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/storage"
@@ -23,7 +24,7 @@ func TestInvariant3Unique(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				defer letSettle()
 				u := &unique{t: t, rng: rand.New(rand.NewPCG(seed, 3)), made: map[replicator.Stamp]string{}, epochs: map[replicator.Origin]bool{}}
-				current := lineage{disk: newSimDisk(), boot: 1}
+				current := lineage{disk: simtest.NewDisk(), boot: 1}
 				kept := []lineage{current}
 				for range 50 {
 					images := u.session(current)
@@ -59,16 +60,16 @@ func TestInvariant3UniqueAcrossCeiling(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		defer letSettle()
-		disk := newSimDisk()
+		disk := simtest.NewDisk()
 		type image struct {
-			disk  *simDisk
+			disk  *simtest.Disk
 			clock uint64 // of the next change: all below may have been seen
 		}
 		var images []image
 		onDisk(t, disk, func(db *leveldb.DB) {
 			r := openPlain(t, db, "boot")
 			defer r.Close()
-			disk.SetFault(func(simOp, storage.FileDesc, int64) error {
+			disk.SetFault(func(simtest.Op, storage.FileDesc, int64) error {
 				images = append(images, image{disk.Copy(), r.Status().Clock})
 				return nil
 			})

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
@@ -58,7 +59,7 @@ func TestInvariant4TotalInAnyOrder(t *testing.T) {
 				}
 				var first replicator.Digest
 				for replica := range 6 {
-					onDisk(t, newSimDisk(), func(db *leveldb.DB) {
+					onDisk(t, simtest.NewDisk(), func(db *leveldb.DB) {
 						r := openPlain(t, db, "boot")
 						defer func() { require.NoError(t, r.Close()) }()
 						all := append(slices.Clone(entries), entries[:20]...)
@@ -213,7 +214,7 @@ func TestInvariant4TotalWrittenInBetween(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				defer letSettle()
-				onDisk(t, newSimDisk(), func(db *leveldb.DB) {
+				onDisk(t, simtest.NewDisk(), func(db *leveldb.DB) {
 					r := openPlain(t, db, "boot")
 					defer r.Close()
 					// So that local stamps are above clock 0.
@@ -265,7 +266,7 @@ func TestInvariant4TotalUnderRaces(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		defer letSettle()
-		onDisk(t, newSimDisk(), func(db *leveldb.DB) {
+		onDisk(t, simtest.NewDisk(), func(db *leveldb.DB) {
 			r := openPlain(t, db, "boot")
 			defer r.Close()
 			const rounds = 400

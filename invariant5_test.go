@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
 )
@@ -83,7 +84,7 @@ func TestInvariant5Verbatim(t *testing.T) {
 		}
 
 		// One in the middle starts from nothing, and passes on what it is given.
-		c.nodes[2].replaceDisk(newSimDisk())
+		c.nodes[2].replaceDisk(simtest.NewDisk())
 		c.converge()
 		compare()
 		for _, n := range c.nodes {

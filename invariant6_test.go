@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb/opt"
 )
@@ -48,7 +49,7 @@ func TestInvariant6Quiet(t *testing.T) {
 			"after a conflict": func() { c.net.Isolate("n1"); write(c.nodes...) },
 			"after a kill":     func() { write(c.nodes...); c.nodes[0].kill() },
 			"after a cut":      func() { write(c.nodes...); time.Sleep(time.Second); c.nodes[1].powerCut() },
-			"after a wipe":     func() { write(c.nodes[0]); c.nodes[2].replaceDisk(newSimDisk()) },
+			"after a wipe":     func() { write(c.nodes[0]); c.nodes[2].replaceDisk(simtest.NewDisk()) },
 			"one writer":       func() { write(c.nodes[2]) },
 		} {
 			before()

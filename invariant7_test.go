@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
@@ -26,7 +27,7 @@ func TestInvariant7CheckpointedNotEarly(t *testing.T) {
 		c.open()
 		c.converge()
 		type image struct {
-			disk *simDisk
+			disk *simtest.Disk
 			id   replicator.DatabaseID
 		}
 		id := source.r.Status().ID
@@ -35,7 +36,7 @@ func TestInvariant7CheckpointedNotEarly(t *testing.T) {
 		// observe captures images, and lets the source write a little every now and
 		// then. Unlike in the rest of a test, any goroutine may call this.
 		observe := func() {
-			n.disk.SetFault(func(_ simOp, _ storage.FileDesc, i int64) error {
+			n.disk.SetFault(func(_ simtest.Op, _ storage.FileDesc, i int64) error {
 				mu.Lock()
 				defer mu.Unlock()
 				images = append(images, image{n.disk.Copy(), id})

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/opt"
@@ -27,10 +28,10 @@ func TestInvariant8Verified(t *testing.T) {
 	type pair struct {
 		*cluster
 		source, n         *node
-		sourceWas, nWas   *simDisk
+		sourceWas, nWas   *simtest.Disk
 		sourceBoot, nBoot int
 	}
-	restore := func(n *node, disk *simDisk, boot int) {
+	restore := func(n *node, disk *simtest.Disk, boot int) {
 		n.replaceDisk(disk.Copy())
 		n.boot = boot
 		n.open()
@@ -110,7 +111,7 @@ func TestInvariant8Verified(t *testing.T) {
 		"puller lost power":           {func(p *pair) { p.n.powerCut(); p.n.open() }, full, 0},
 		"puller restored":             {func(p *pair) { restore(p.n, p.nWas, p.nBoot) }, log, more},
 		"puller restored, other boot": {func(p *pair) { restore(p.n, p.nWas, p.newBoot()) }, full, 0},
-		"puller wiped":                {func(p *pair) { p.n.replaceDisk(newSimDisk()); p.n.open() }, full, 0},
+		"puller wiped":                {func(p *pair) { p.n.replaceDisk(simtest.NewDisk()); p.n.open() }, full, 0},
 		"puller said to be recovered": {func(p *pair) {
 			p.n.close()
 			openWith(p.n, nil, func(o *replicator.Options) { o.Recovered = true })
@@ -180,7 +181,7 @@ func TestInvariant8Verified(t *testing.T) {
 			c.open()
 			c.nodes[0].fill("k", 0, base, 0)
 			c.converge()
-			c.nodes[0].replaceDisk(newSimDisk())
+			c.nodes[0].replaceDisk(simtest.NewDisk())
 			c.nodes[0].open()
 			require.NoError(t, c.nodes[0].sync())
 			require.EqualValues(t, base, c.nodes[0].carried(c.nodes[1]))
@@ -198,18 +199,18 @@ func TestInvariant8VerifiedCleanMark(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		defer letSettle()
-		disk := newSimDisk()
+		disk := simtest.NewDisk()
 		db, err := leveldb.Open(disk, &opt.Options{WriteBuffer: 8 << 10, DisableLargeBatchTransaction: true})
 		require.NoError(t, err)
 		r := openPlain(t, db, "boot")
 		const changes = 50
-		var images []*simDisk
+		var images []*simtest.Disk
 		var mu sync.Mutex // guards images
-		disk.SetFault(func(op simOp, fd storage.FileDesc, _ int64) error {
+		disk.SetFault(func(op simtest.Op, fd storage.FileDesc, _ int64) error {
 			mu.Lock()
 			images = append(images, disk.PowerCut(nil))
 			mu.Unlock()
-			if op == simCreate && fd.Type == storage.TypeTable {
+			if op == simtest.OpCreate && fd.Type == storage.TypeTable {
 				time.Sleep(time.Second)
 			}
 			return nil
@@ -290,8 +291,8 @@ func TestInvariant8VerifiedBeforeSyncNow(t *testing.T) {
 		require.NoError(t, source.db.CompactRange(util.Range{}))
 		_, _ = source.get("k00000") // opens the table
 		blocked := make(chan struct{})
-		source.disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
-			if op == simRead {
+		source.disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
+			if op == simtest.OpRead {
 				<-blocked
 			}
 			return nil
@@ -367,7 +368,7 @@ func TestInvariant8VerifiedRecovered(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		defer letSettle()
-		onDisk(t, newSimDisk(), func(db *leveldb.DB) {
+		onDisk(t, simtest.NewDisk(), func(db *leveldb.DB) {
 			r := openPlain(t, db, "boot")
 			for i := range 20 {
 				require.NoError(t, r.Put(fmt.Append(nil, i), nil, nil))
@@ -408,7 +409,7 @@ func TestInvariant8VerifiedUnpublished(t *testing.T) {
 		before := n.carried(source)
 		require.EqualValues(t, 105, source.r.Status().Head, "the record is visible, and its commit is not over")
 		var writes atomic.Int64
-		n.disk.SetFault(func(simOp, storage.FileDesc, int64) error {
+		n.disk.SetFault(func(simtest.Op, storage.FileDesc, int64) error {
 			if writes.Add(1) == 300 {
 				goOn() // or time would never pass
 			}
@@ -441,10 +442,10 @@ func TestInvariant8VerifiedSeen(t *testing.T) {
 		c := newCluster(t, 8, 2)
 		defer c.close()
 		source, n := c.nodes[0], c.nodes[1]
-		var was *simDisk
+		var was *simtest.Disk
 		// The copy is made when the source has all keys, but none has moved.
-		source.disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
-			if op == simWrite && source.r != nil && source.r.Status().Head == 10+4*pageSize-100 && was == nil {
+		source.disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
+			if op == simtest.OpWrite && source.r != nil && source.r.Status().Head == 10+4*pageSize-100 && was == nil {
 				was = source.disk.Copy()
 			}
 			return nil
@@ -491,8 +492,8 @@ func TestInvariant8VerifiedWhileSwept(t *testing.T) {
 		source.close()
 		hold := make(chan struct{})
 		var free atomic.Bool
-		source.disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
-			if op == simWrite && source.db != nil && !free.Load() {
+		source.disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
+			if op == simtest.OpWrite && source.db != nil && !free.Load() {
 				if has, err := source.db.Has([]byte(reservedPrefix+"mclean"), nil); err == nil && !has {
 					<-hold
 				}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
@@ -130,9 +131,9 @@ func TestInvariant9ConsistentValues(t *testing.T) {
 		overwrite(0, keys)
 		require.NoError(t, source.db.CompactRange(util.Range{}))
 		rng := rand.New(rand.NewPCG(9, 9))
-		source.disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
+		source.disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
 			// Who has the turn reads, too.
-			if op == simRead && mu.TryLock() {
+			if op == simtest.OpRead && mu.TryLock() {
 				defer mu.Unlock()
 				if n := 1 + rng.IntN(keys/3); count < 14*keys && rng.IntN(6) == 0 {
 					overwrite(rng.IntN(keys-n), n)
@@ -212,15 +213,15 @@ func TestInvariant9ConsistentFetches(t *testing.T) {
 		}
 		var overwritten atomic.Int64
 		var mu sync.Mutex // guards images
-		var images []*simDisk
+		var images []*simtest.Disk
 		for round := range 12 {
 			c.net.Partition([]string{"n1"})
 			overwrite(fmt.Sprint("value ", round))
 			require.NoError(t, source.db.CompactRange(util.Range{}))
 			before := n.carried(source)
 			var reads atomic.Int64
-			source.disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
-				if op != simRead || n.r.Status().Peers[0].RecordsIn == before {
+			source.disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
+				if op != simtest.OpRead || n.r.Status().Peers[0].RecordsIn == before {
 					return nil // the page is not even read
 				}
 				if reads.Add(1) == int64(1+2*round) {
@@ -229,7 +230,7 @@ func TestInvariant9ConsistentFetches(t *testing.T) {
 				}
 				return nil
 			})
-			n.disk.SetFault(func(simOp, storage.FileDesc, int64) error {
+			n.disk.SetFault(func(simtest.Op, storage.FileDesc, int64) error {
 				mu.Lock()
 				defer mu.Unlock()
 				images = append(images, n.disk.Copy())

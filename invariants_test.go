@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
@@ -88,7 +89,7 @@ func (r rows) checkLog() error {
 }
 
 // onDisk opens the plain database on a disk for a while.
-func onDisk(t testing.TB, disk *simDisk, use func(db *leveldb.DB)) {
+func onDisk(t testing.TB, disk *simtest.Disk, use func(db *leveldb.DB)) {
 	db, err := leveldb.Open(disk, &opt.Options{WriteBuffer: 128 << 10, DisableLargeBatchTransaction: true})
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, db.Close()) }()
@@ -156,7 +157,7 @@ func (p *pairs) write(r *replicator.Replicator, owner string, id int) error {
 
 // moment is a disk as it was at one moment, and how much was acknowledged then.
 type moment struct {
-	disk  *simDisk
+	disk  *simtest.Disk
 	acked int
 }
 
@@ -210,16 +211,13 @@ func (p *pairs) check(found rows, owner string, acknowledged []acked, power bool
 	return nil
 }
 
-// operations returns how many there were since SetFault.
-func (d *simDisk) operations() int64 { return d.count(&d.ops) }
-
 // hold holds up the next write to a journal of the disk. The channel is closed
 // when there is one; letGo lets it pass.
-func hold(disk *simDisk) (entered <-chan struct{}, letGo func()) {
+func hold(disk *simtest.Disk) (entered <-chan struct{}, letGo func()) {
 	held, release := make(chan struct{}), make(chan struct{})
 	var once atomic.Bool
-	disk.SetFault(func(op simOp, fd storage.FileDesc, _ int64) error {
-		if op == simWrite && fd.Type == storage.TypeJournal && once.CompareAndSwap(false, true) {
+	disk.SetFault(func(op simtest.Op, fd storage.FileDesc, _ int64) error {
+		if op == simtest.OpWrite && fd.Type == storage.TypeJournal && once.CompareAndSwap(false, true) {
 			close(held)
 			<-release
 		}
@@ -230,7 +228,7 @@ func hold(disk *simDisk) (entered <-chan struct{}, letGo func()) {
 
 // lineage is a disk, with what is known of the changes that were made on it.
 type lineage struct {
-	disk  *simDisk
+	disk  *simtest.Disk
 	boot  int
 	clock uint64 // greatest clock that was visible on it
 	head  uint64 // of its log, if nothing of that can be lost
@@ -260,7 +258,7 @@ func (u *unique) session(l lineage) []lineage {
 	visible, head := l.clock, l.head
 	var middle *lineage
 	at := int64(1 + u.draw(60))
-	l.disk.SetFault(func(_ simOp, _ storage.FileDesc, n int64) error {
+	l.disk.SetFault(func(_ simtest.Op, _ storage.FileDesc, n int64) error {
 		if n == at {
 			mu.Lock()
 			middle = &lineage{disk: l.disk.Copy(), boot: l.boot, clock: visible, head: head}
@@ -496,8 +494,8 @@ var largeValue = make([]byte, 100<<10)
 func (n *node) holdCommit(key string, write func() error) (goOn func(), over <-chan error) {
 	release, rotating := make(chan struct{}), make(chan struct{})
 	var once atomic.Bool
-	n.disk.SetFault(func(op simOp, fd storage.FileDesc, _ int64) error {
-		if op != simCreate || fd.Type != storage.TypeJournal {
+	n.disk.SetFault(func(op simtest.Op, fd storage.FileDesc, _ int64) error {
+		if op != simtest.OpCreate || fd.Type != storage.TypeJournal {
 			return nil
 		}
 		if value, err := n.db.Get([]byte(key), nil); err == nil && len(value) == len(largeValue) && once.CompareAndSwap(false, true) {
@@ -535,8 +533,8 @@ func halfway(c *cluster, full bool) (synced chan error, moved int) {
 	source.fill("k", 0, keys, 10)
 	start := n.r.Status().Head
 	var stage atomic.Int64
-	n.disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
-		if op != simWrite {
+	n.disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
+		if op != simtest.OpWrite {
 			return nil
 		}
 		switch head := n.r.Status().Head; {

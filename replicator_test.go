@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/comparer"
@@ -257,7 +258,7 @@ func TestClosedReplicator(t *testing.T) {
 
 func TestSyncIsPassedOn(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		disk := newSimDisk()
+		disk := simtest.NewDisk()
 		db, err := leveldb.Open(disk, nil)
 		require.NoError(t, err)
 		defer db.Close()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
 )
@@ -64,7 +65,7 @@ type simulation struct {
 // backup is a consistent copy of a node's files. Somebody who starts it in the
 // boot in which it was made has lost nothing that was in it.
 type backup struct {
-	disk *simDisk
+	disk *simtest.Disk
 	boot int
 }
 
@@ -184,7 +185,7 @@ func (s *simulation) step(step int) {
 		n.powerCut()
 	case p < 96:
 		s.trace("%s is wiped", n.name)
-		n.replaceDisk(newSimDisk())
+		n.replaceDisk(simtest.NewDisk())
 	case p < 97:
 		s.trace("backup of %s", n.name)
 		s.backups = append(s.backups, backup{n.disk.Copy(), n.boot})

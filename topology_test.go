@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 )
 
@@ -201,7 +202,7 @@ func TestPeerUnderTwoAddresses(t *testing.T) {
 				other := c.nodes[1-i].name
 				openNode(n, func(o *replicator.Options) {
 					dial := o.Dial
-					o.Dial = func(ctx context.Context, addr string) (net.Conn, error) { return dial(ctx, memHost(addr)) }
+					o.Dial = func(ctx context.Context, addr string) (net.Conn, error) { return dial(ctx, simtest.Host(addr)) }
 					o.Peers = map[string]replicator.Meta{other + ":1": {"name": "one"}, other + ":2": {"name": "two"}}
 				})
 			}

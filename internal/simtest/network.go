@@ -1,0 +1,235 @@
+package simtest
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// Network is a network in memory, whose hosts can be partitioned, and whose
+// connections can be frozen or cut after any number of bytes. Connections
+// behave like TCP's, with the errors of package net.
+//
+// An address is the name of a host; what follows a ':' or '#' tells apart
+// several addresses of it. One mutex guards the network, its listeners and its
+// connections. All blocking is done by sync.Cond, thus durably in the synctest
+// bubble which made the network.
+type Network struct {
+	mu        sync.Mutex
+	rng       *rand.Rand
+	cut       func(from, to string) int
+	listeners map[string]*listener
+	links     map[*link]bool    // open connections
+	dials     int               // numbers the dialers' addresses
+	groups    map[string]string // by host: its side of the partition
+	frozen    map[route]bool    // in both directions
+	delivered map[route]int64
+}
+
+// NewNetwork makes a network without hosts. The seed drives how many of the
+// available bytes a Read returns: as with TCP, often fewer than asked for.
+func NewNetwork(seed int64) *Network {
+	return &Network{
+		rng:       rand.New(rand.NewPCG(uint64(seed), 0)),
+		listeners: make(map[string]*listener),
+		links:     make(map[*link]bool),
+		groups:    make(map[string]string),
+		frozen:    make(map[route]bool),
+		delivered: make(map[route]int64),
+	}
+}
+
+// Listen listens on addr, and panics if somebody else does.
+func (n *Network) Listen(addr string) net.Listener {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.listeners[addr] != nil {
+		panic("Network: address in use: " + addr)
+	}
+	l := &listener{net: n, addr: address(addr), cond: sync.NewCond(&n.mu)}
+	n.listeners[addr] = l
+	return l
+}
+
+// Dial returns the dialer of host from. It never blocks.
+func (n *Network) Dial(from string) func(ctx context.Context, addr string) (net.Conn, error) {
+	return func(ctx context.Context, addr string) (net.Conn, error) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		there, way, err := n.listeners[addr], route{Host(from), Host(addr)}, ctx.Err()
+		if err == nil && n.parted(way) {
+			err = syscall.EHOSTUNREACH
+		} else if err == nil && there == nil {
+			err = syscall.ECONNREFUSED
+		}
+		if err != nil {
+			return nil, &net.OpError{Op: "dial", Net: "sim", Source: address(from), Addr: address(addr), Err: err}
+		}
+		n.dials++
+		local := address(fmt.Sprintf("%s#%d", from, n.dials))
+		return there.connect(local, way), nil
+	}
+}
+
+// SetCut has hook called with the hosts of each new connection, to return after
+// how many delivered bytes, of both directions together, it's cut; a negative
+// number means never. The hook must not use the network.
+func (n *Network) SetCut(hook func(from, to string) int) {
+	n.update(func() { n.cut = hook })
+}
+
+// Partition keeps hosts of different groups from talking: it cuts their
+// connections and fails their dials. Hosts in none of the groups form another
+// one together. It replaces an earlier partition.
+func (n *Network) Partition(groups ...[]string) {
+	n.update(func() {
+		clear(n.groups)
+		for i, hosts := range groups {
+			for _, host := range hosts {
+				n.groups[host] = fmt.Sprintf("group %d", i)
+			}
+		}
+	})
+}
+
+// Isolate takes host out of its group, away from all others.
+func (n *Network) Isolate(host string) {
+	n.update(func() { n.groups[host] = "only " + host })
+}
+
+// Heal ends a partition. Connections it has cut remain so.
+func (n *Network) Heal() {
+	n.update(func() { clear(n.groups) })
+}
+
+// Freeze lets nothing more pass between hosts a and b, without telling them:
+// dials succeed, and so do writes until the buffer is full.
+func (n *Network) Freeze(a, b string) {
+	n.update(func() { n.frozen[route{a, b}], n.frozen[route{b, a}] = true, true })
+}
+
+// Thaw ends a Freeze; what was written meanwhile is delivered.
+func (n *Network) Thaw(a, b string) {
+	n.update(func() { n.frozen[route{a, b}], n.frozen[route{b, a}] = false, false })
+}
+
+// CloseAll closes all listeners and cuts all connections.
+func (n *Network) CloseAll() {
+	n.update(func() {
+		for _, l := range n.listeners {
+			l.close()
+		}
+		for l := range n.links {
+			l.reset()
+		}
+	})
+}
+
+// update changes the network, and lets its connections know.
+func (n *Network) update(change func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	change()
+	for l := range n.links {
+		if n.parted(l.route) {
+			l.reset()
+		}
+		l.cond.Broadcast()
+	}
+}
+
+func (n *Network) parted(r route) bool { return n.groups[r.from] != n.groups[r.to] }
+
+// Bytes returns how many bytes host to has read from host from.
+func (n *Network) Bytes(from, to string) int64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.delivered[route{from, to}]
+}
+
+// Connections returns how many connections are neither cut nor closed by both
+// of their ends.
+func (n *Network) Connections() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.links)
+}
+
+type address string
+
+func (a address) Network() string { return "sim" }
+func (a address) String() string  { return string(a) }
+
+// Host returns the host of an address.
+func Host(addr string) string {
+	if i := strings.IndexAny(addr, ":#"); i >= 0 {
+		return addr[:i]
+	}
+	return addr
+}
+
+// route is a pair of hosts.
+type route struct{ from, to string }
+
+type listener struct {
+	net     *Network
+	addr    address
+	cond    *sync.Cond
+	backlog []*conn
+	closed  bool
+}
+
+func (l *listener) Addr() net.Addr { return l.addr }
+
+// connect makes a connection, and returns the dialer's end.
+func (l *listener) connect(from address, way route) *conn {
+	both := &link{net: l.net, cond: sync.NewCond(&l.net.mu), route: way, budget: -1}
+	l.net.links[both] = true
+	if cut := l.net.cut; cut != nil {
+		both.budget = cut(way.from, way.to)
+	}
+	if both.budget == 0 {
+		both.reset()
+	}
+	dialer := &conn{link: both, local: from, remote: l.addr, in: route{way.to, way.from}}
+	dialer.peer = &conn{link: both, local: l.addr, remote: from, in: way, peer: dialer}
+	l.backlog = append(l.backlog, dialer.peer)
+	l.cond.Signal()
+	return dialer
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	l.net.mu.Lock()
+	defer l.net.mu.Unlock()
+	for len(l.backlog) == 0 && !l.closed {
+		l.cond.Wait()
+	}
+	if l.closed {
+		return nil, &net.OpError{Op: "accept", Net: "sim", Addr: l.addr, Err: net.ErrClosed}
+	}
+	c := l.backlog[0]
+	l.backlog = l.backlog[1:]
+	return c, nil
+}
+
+// Close keeps the accepted connections, and cuts those still waiting for it.
+func (l *listener) Close() error {
+	l.net.update(l.close)
+	return nil
+}
+
+func (l *listener) close() {
+	if l.closed {
+		return
+	}
+	l.closed = true
+	delete(l.net.listeners, string(l.addr))
+	for _, c := range l.backlog {
+		c.reset()
+	}
+	l.cond.Broadcast()
+}

@@ -26,6 +26,8 @@ type link struct {
 func (l *link) reset() {
 	l.cut = true
 	delete(l.net.links, l)
+	l.net.lane(l.route).forget(l)
+	l.net.lane(l.route.back()).forget(l)
 	l.cond.Broadcast()
 }
 
@@ -33,10 +35,13 @@ func (l *link) reset() {
 type conn struct {
 	*link
 	local, remote address
-	in            route // of the bytes it reads
+	in            *lane // of the bytes it reads
 	peer          *conn
-	buffer        []byte // written by the peer but not read yet
-	writing       bool   // a Write has its turn: others wait, so as not to mix
+	buffer        []byte     // written by the peer but not read yet
+	arrived       int        // of it, the first ones
+	coming        []*segment // of it, the others, and the peer's end
+	over          bool       // the peer's end has arrived
+	writing       bool       // a Write has its turn: others wait, so as not to mix
 	closed        bool
 
 	readDeadline, writeDeadline time.Time
@@ -57,7 +62,7 @@ func (c *conn) failure(op string, deadline time.Time) error {
 		err = syscall.ECONNRESET
 	case !deadline.IsZero() && !time.Now().Before(deadline):
 		err = os.ErrDeadlineExceeded
-	case op == "write" && c.peer.closed && !c.net.frozen[c.in]:
+	case op == "write" && c.over && !c.in.frozen:
 		err = syscall.EPIPE
 	}
 	if err == nil {
@@ -70,22 +75,50 @@ func (c *conn) Read(p []byte) (int, error) {
 	c.net.mu.Lock()
 	defer c.net.mu.Unlock()
 	for {
+		c.collect()
 		err := c.failure("read", c.readDeadline)
-		switch arriving := !c.net.frozen[c.in]; {
+		switch {
 		case err != nil || len(p) == 0:
 			return 0, err
-		case arriving && len(c.buffer) > 0:
+		case c.arrived > 0 && !c.in.frozen:
 			return c.deliver(p), nil
-		case arriving && c.peer.closed:
+		case c.over && !c.in.frozen:
 			return 0, io.EOF
 		}
-		c.cond.Wait()
+		c.wait()
 	}
 }
 
-// deliver reads into p some of what's in the buffer.
+// collect takes note of what has arrived.
+func (c *conn) collect() {
+	for len(c.coming) > 0 && c.coming[0].arrived() {
+		c.arrived += c.coming[0].size
+		c.over = c.coming[0].size == 0
+		c.coming = c.coming[1:]
+	}
+}
+
+// wait waits for a change of the connection, or until more arrives than was
+// collected.
+func (c *conn) wait() {
+	if len(c.coming) > 0 {
+		defer c.wakeAt(c.coming[0].arrives).Stop()
+	}
+	c.cond.Wait()
+}
+
+// wakeAt wakes whoever waits, at some time.
+func (c *conn) wakeAt(t time.Time) *time.Timer {
+	return time.AfterFunc(time.Until(t), func() {
+		c.net.mu.Lock()
+		defer c.net.mu.Unlock()
+		c.cond.Broadcast()
+	})
+}
+
+// deliver reads into p some of what has arrived.
 func (c *conn) deliver(p []byte) int {
-	k := min(len(p), len(c.buffer))
+	k := min(len(p), c.arrived)
 	if c.net.rng.IntN(4) == 0 {
 		k = 1 + c.net.rng.IntN(k)
 	}
@@ -97,7 +130,8 @@ func (c *conn) deliver(p []byte) int {
 	}
 	copy(p, c.buffer[:k])
 	c.buffer = c.buffer[k:]
-	c.net.delivered[c.in] += int64(k)
+	c.arrived -= k
+	c.in.read += int64(k)
 	c.cond.Broadcast()
 	return k
 }
@@ -106,10 +140,11 @@ func (c *conn) Write(p []byte) (sent int, err error) {
 	c.net.mu.Lock()
 	defer c.net.mu.Unlock()
 	for c.writing {
+		c.collect()
 		if err := c.failure("write", c.writeDeadline); err != nil {
 			return 0, err
 		}
-		c.cond.Wait()
+		c.wait()
 	}
 	c.writing = true
 	defer func() {
@@ -117,24 +152,41 @@ func (c *conn) Write(p []byte) (sent int, err error) {
 		c.cond.Broadcast()
 	}()
 	for {
+		c.collect()
 		if err := c.failure("write", c.writeDeadline); err != nil || sent == len(p) {
 			return sent, err
 		}
 		if k := min(len(p)-sent, BufferSize-len(c.peer.buffer)); k > 0 {
-			c.peer.buffer = append(c.peer.buffer, p[sent:sent+k]...)
+			c.peer.receive(p[sent : sent+k])
 			sent += k
-			c.cond.Broadcast()
 		} else {
-			c.cond.Wait()
+			c.wait()
 		}
 	}
+}
+
+// receive puts what the peer writes into the buffer, where it has yet to arrive.
+func (c *conn) receive(p []byte) {
+	c.buffer = append(c.buffer, p...)
+	for rest := len(p); rest > 0; {
+		size := rest
+		if c.in.speed > 0 {
+			size = min(rest, maxSegment)
+		}
+		c.coming = append(c.coming, c.in.send(c.link, size))
+		rest -= size
+	}
+	c.cond.Broadcast()
 }
 
 func (c *conn) Close() error {
 	c.net.mu.Lock()
 	defer c.net.mu.Unlock()
 	err := c.failure("close", time.Time{})
-	c.closed = true
+	if !c.closed {
+		c.closed = true
+		c.peer.coming = append(c.peer.coming, c.peer.in.send(c.link, 0))
+	}
 	if c.peer.closed {
 		delete(c.net.links, c.link)
 	}
@@ -156,12 +208,7 @@ func (c *conn) setDeadlines(t time.Time, deadlines ...*time.Time) error {
 	}
 	c.cond.Broadcast()
 	if !t.IsZero() {
-		// This timer may outlive its deadline: then it wakes up in vain.
-		time.AfterFunc(time.Until(t), func() {
-			c.net.mu.Lock()
-			defer c.net.mu.Unlock()
-			c.cond.Broadcast()
-		})
+		c.wakeAt(t) // in vain, if the deadline is moved before
 	}
 	return c.failure("set", t)
 }

@@ -3,7 +3,9 @@
 //
 // A [Network] has hosts that listen, dial, and talk over connections like TCP's. It
 // can be partitioned; connections can be cut after any number of bytes, and frozen,
-// so that nothing passes and nobody is told.
+// so that nothing passes and nobody is told. A route can be slow, or far: what is
+// written to a connection fills its buffer, and a write that meets its deadline has
+// written a part.
 //
 // A [Disk] is a goleveldb storage. It can be copied at any moment, as if a process
 // were killed there, or as if the power were cut, and any of its operations can be
@@ -18,7 +20,8 @@
 //   - A connection that is cut tells both its ends at once, and a dial is refused at
 //     once. A half-open one is made by [Network.Freeze].
 //   - Bytes are neither corrupted nor reordered, within a connection or a file.
-//   - Room in a connection's buffer shows as soon as the other end has read.
+//   - Room in a connection's buffer shows as soon as the other end has read, over any
+//     distance, and connections that share a route wait in one line, with no losses.
 //   - Creating, removing and renaming a file is durable at once, and so is SetMeta: a
 //     real disk's directories have to be synced, too.
 //   - A sync that failed can be done again, with full effect. After that of a real

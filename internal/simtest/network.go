@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Network is a network in memory, whose hosts can be partitioned, and whose
@@ -26,8 +27,7 @@ type Network struct {
 	links     map[*link]bool    // open connections
 	dials     int               // numbers the dialers' addresses
 	groups    map[string]string // by host: its side of the partition
-	frozen    map[route]bool    // in both directions
-	delivered map[route]int64
+	lanes     map[route]*lane
 }
 
 // NewNetwork makes a network without hosts. The seed drives how many of the
@@ -38,8 +38,7 @@ func NewNetwork(seed int64) *Network {
 		listeners: make(map[string]*listener),
 		links:     make(map[*link]bool),
 		groups:    make(map[string]string),
-		frozen:    make(map[route]bool),
-		delivered: make(map[route]int64),
+		lanes:     make(map[route]*lane),
 	}
 }
 
@@ -55,12 +54,20 @@ func (n *Network) Listen(addr string) net.Listener {
 	return l
 }
 
-// Dial returns the dialer of host from. It never blocks.
+// Dial returns the dialer of host from. It takes a round trip, which is no time
+// without SetDelay.
 func (n *Network) Dial(from string) func(ctx context.Context, addr string) (net.Conn, error) {
 	return func(ctx context.Context, addr string) (net.Conn, error) {
+		way := route{Host(from), Host(addr)}
+		if trip := n.roundTrip(way); trip > 0 {
+			select {
+			case <-time.After(trip):
+			case <-ctx.Done():
+			}
+		}
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		there, way, err := n.listeners[addr], route{Host(from), Host(addr)}, ctx.Err()
+		there, err := n.listeners[addr], ctx.Err()
 		if err == nil && n.parted(way) {
 			err = syscall.EHOSTUNREACH
 		} else if err == nil && there == nil {
@@ -73,6 +80,12 @@ func (n *Network) Dial(from string) func(ctx context.Context, addr string) (net.
 		local := address(fmt.Sprintf("%s#%d", from, n.dials))
 		return there.connect(local, way), nil
 	}
+}
+
+func (n *Network) roundTrip(way route) time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.lane(way).delay + n.lane(way.back()).delay
 }
 
 // SetCut has hook called with the hosts of each new connection, to return after
@@ -109,12 +122,44 @@ func (n *Network) Heal() {
 // Freeze lets nothing more pass between hosts a and b, without telling them:
 // dials succeed, and so do writes until the buffer is full.
 func (n *Network) Freeze(a, b string) {
-	n.update(func() { n.frozen[route{a, b}], n.frozen[route{b, a}] = true, true })
+	n.between(a, b, func(l *lane) { l.frozen = true })
 }
 
 // Thaw ends a Freeze; what was written meanwhile is delivered.
 func (n *Network) Thaw(a, b string) {
-	n.update(func() { n.frozen[route{a, b}], n.frozen[route{b, a}] = false, false })
+	n.between(a, b, func(l *lane) { l.frozen = false })
+}
+
+// SetSpeed limits how many bytes a second pass between hosts a and b, in each
+// direction; 0 means without a limit. The connections of the two share it. What is
+// written fills the buffer first, and arrives bit by bit.
+func (n *Network) SetSpeed(a, b string, bytesPerSecond int) {
+	n.between(a, b, func(l *lane) { l.speed = bytesPerSecond })
+}
+
+// SetDelay has all that hosts a and b send each other be under way for some time,
+// in each direction. A connection passes on a buffer's worth in that time at most.
+func (n *Network) SetDelay(a, b string, delay time.Duration) {
+	n.between(a, b, func(l *lane) { l.delay = delay })
+}
+
+// between changes both directions between two hosts.
+func (n *Network) between(a, b string, change func(*lane)) {
+	n.update(func() {
+		for _, way := range []route{{a, b}, {b, a}} {
+			l := n.lane(way)
+			change(l)
+			l.reschedule()
+		}
+	})
+}
+
+// lane returns the lane of a route.
+func (n *Network) lane(way route) *lane {
+	if n.lanes[way] == nil {
+		n.lanes[way] = new(lane)
+	}
+	return n.lanes[way]
 }
 
 // CloseAll closes all listeners and cuts all connections.
@@ -148,7 +193,7 @@ func (n *Network) parted(r route) bool { return n.groups[r.from] != n.groups[r.t
 func (n *Network) Bytes(from, to string) int64 {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.delivered[route{from, to}]
+	return n.lane(route{from, to}).read
 }
 
 // Connections returns how many connections are neither cut nor closed by both
@@ -175,6 +220,8 @@ func Host(addr string) string {
 // route is a pair of hosts.
 type route struct{ from, to string }
 
+func (r route) back() route { return route{r.to, r.from} }
+
 type listener struct {
 	net     *Network
 	addr    address
@@ -195,8 +242,8 @@ func (l *listener) connect(from address, way route) *conn {
 	if both.budget == 0 {
 		both.reset()
 	}
-	dialer := &conn{link: both, local: from, remote: l.addr, in: route{way.to, way.from}}
-	dialer.peer = &conn{link: both, local: l.addr, remote: from, in: way, peer: dialer}
+	dialer := &conn{link: both, local: from, remote: l.addr, in: l.net.lane(way.back())}
+	dialer.peer = &conn{link: both, local: l.addr, remote: from, in: l.net.lane(way), peer: dialer}
 	l.backlog = append(l.backlog, dialer.peer)
 	l.cond.Signal()
 	return dialer

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
-	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 )
 
@@ -200,9 +199,9 @@ func TestPeerUnderTwoAddresses(t *testing.T) {
 		inCluster(t, 2, func(t *testing.T, c *cluster) {
 			for i, n := range c.nodes {
 				other := c.nodes[1-i].name
+				c.net.Redirect(other+":1", other)
+				c.net.Redirect(other+":2", other)
 				openNode(n, func(o *replicator.Options) {
-					dial := o.Dial
-					o.Dial = func(ctx context.Context, addr string) (net.Conn, error) { return dial(ctx, simtest.Host(addr)) }
 					o.Peers = map[string]replicator.Meta{other + ":1": {"name": "one"}, other + ":2": {"name": "two"}}
 				})
 			}

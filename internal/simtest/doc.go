@@ -5,7 +5,7 @@
 // can be partitioned; connections can be cut after any number of bytes, and frozen,
 // so that nothing passes and nobody is told. A route can be slow, or far: what is
 // written to a connection fills its buffer, and a write that meets its deadline has
-// written a part.
+// written a part. An address can be redirected to another one.
 //
 // A [Disk] is a goleveldb storage. It can be copied at any moment, as if a process
 // were killed there, or as if the power were cut, and any of its operations can be

@@ -16,7 +16,7 @@ import (
 // behave like TCP's, with the errors of package net.
 //
 // An address is the name of a host; what follows a ':' or '#' tells apart
-// several addresses of it. One mutex guards the network, its listeners and its
+// several addresses of it. Others can be redirected there. One mutex guards the network, its listeners and its
 // connections. All blocking is done by sync.Cond, thus durably in the synctest
 // bubble which made the network.
 type Network struct {
@@ -25,6 +25,7 @@ type Network struct {
 	cut       func(from, to string) int
 	listeners map[string]*listener
 	links     map[*link]bool    // open connections
+	names     map[string]string // by address that is dialled: the one that is meant
 	dials     int               // numbers the dialers' addresses
 	groups    map[string]string // by host: its side of the partition
 	lanes     map[route]*lane
@@ -37,6 +38,7 @@ func NewNetwork(seed int64) *Network {
 		rng:       rand.New(rand.NewPCG(uint64(seed), 0)),
 		listeners: make(map[string]*listener),
 		links:     make(map[*link]bool),
+		names:     make(map[string]string),
 		groups:    make(map[string]string),
 		lanes:     make(map[route]*lane),
 	}
@@ -54,12 +56,19 @@ func (n *Network) Listen(addr string) net.Listener {
 	return l
 }
 
+// Redirect lets later dials of addr reach the listener at to, and the host of that,
+// as a change of a name server does. Connections stay as they are. It can be
+// redirected again; Redirect(addr, addr) ends it.
+func (n *Network) Redirect(addr, to string) {
+	n.update(func() { n.names[addr] = to })
+}
+
 // Dial returns the dialer of host from. It takes a round trip, which is no time
 // without SetDelay.
 func (n *Network) Dial(from string) func(ctx context.Context, addr string) (net.Conn, error) {
 	return func(ctx context.Context, addr string) (net.Conn, error) {
-		way := route{Host(from), Host(addr)}
-		if trip := n.roundTrip(way); trip > 0 {
+		to, way, trip := n.resolve(from, addr)
+		if trip > 0 {
 			select {
 			case <-time.After(trip):
 			case <-ctx.Done():
@@ -67,14 +76,14 @@ func (n *Network) Dial(from string) func(ctx context.Context, addr string) (net.
 		}
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		there, err := n.listeners[addr], ctx.Err()
+		there, err := n.listeners[to], ctx.Err()
 		if err == nil && n.parted(way) {
 			err = syscall.EHOSTUNREACH
 		} else if err == nil && there == nil {
 			err = syscall.ECONNREFUSED
 		}
 		if err != nil {
-			return nil, &net.OpError{Op: "dial", Net: "sim", Source: address(from), Addr: address(addr), Err: err}
+			return nil, &net.OpError{Op: "dial", Net: "sim", Source: address(from), Addr: address(to), Err: err}
 		}
 		n.dials++
 		local := address(fmt.Sprintf("%s#%d", from, n.dials))
@@ -82,10 +91,16 @@ func (n *Network) Dial(from string) func(ctx context.Context, addr string) (net.
 	}
 }
 
-func (n *Network) roundTrip(way route) time.Duration {
+// resolve returns which address a host means by another one, and how far it is.
+func (n *Network) resolve(from, addr string) (to string, way route, trip time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.lane(way).delay + n.lane(way.back()).delay
+	to, redirected := n.names[addr]
+	if !redirected {
+		to = addr
+	}
+	way = route{hostOf(from), hostOf(to)}
+	return to, way, n.lane(way).delay + n.lane(way.back()).delay
 }
 
 // SetCut has hook called with the hosts of each new connection, to return after
@@ -209,8 +224,7 @@ type address string
 func (a address) Network() string { return "sim" }
 func (a address) String() string  { return string(a) }
 
-// Host returns the host of an address.
-func Host(addr string) string {
+func hostOf(addr string) string {
 	if i := strings.IndexAny(addr, ":#"); i >= 0 {
 		return addr[:i]
 	}

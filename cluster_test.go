@@ -137,7 +137,7 @@ func (n *node) kill() { n.replaceDisk(n.disk.Copy()) }
 
 // powerCut ends the machine at this moment; what was not synced may be lost.
 func (n *node) powerCut() {
-	n.replaceDisk(n.disk.PowerCut(n.c.rng))
+	n.replaceDisk(n.disk.PowerCut(simtest.Tear(n.c.rng)))
 	n.boot = n.c.newBoot()
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/util"
@@ -399,7 +400,7 @@ func TestDefectBatchOptionsDropped(t *testing.T) {
 		b.Put([]byte("one"), []byte("value"))
 		b.Put([]byte("two"), []byte("value"))
 		require.NoError(t, n.r.Write(&b, withSync))
-		n.replaceDisk(n.disk.PowerCut(nil))
+		n.replaceDisk(n.disk.PowerCut(simtest.Drop))
 		n.boot = c.newBoot()
 		n.open()
 		require.Equal(t, map[string]string{"one": "value", "two": "value"}, n.state().values)

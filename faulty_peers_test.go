@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -410,7 +409,7 @@ func TestFaultyDisk(t *testing.T) {
 	require.NoError(t, err)
 	r, err := replicator.Open(db, &replicator.Options{Listen: "127.0.0.1:0"})
 	require.NoError(t, err)
-	disk.SetFault(func(simtest.Op, storage.FileDesc, int64) error { return errors.New("out of order") })
+	disk.SetFault(simtest.Failure{}.Fault())
 	require.ErrorIs(t, r.Put([]byte("key"), nil, nil), replicator.ErrFailed)
 	require.Eventually(t, func() bool {
 		c, err := net.Dial("tcp", r.Addr().String())

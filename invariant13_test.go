@@ -52,12 +52,7 @@ func TestInvariant13FailStop(t *testing.T) {
 				b.put("older", "value")
 				c.converge()
 				time.Sleep(10 * time.Second)
-				a.disk.SetFault(func(op simtest.Op, fd storage.FileDesc, _ int64) error {
-					if op == failing.op && fd.Type == storage.TypeJournal {
-						return cause
-					}
-					return nil
-				})
+				a.disk.SetFault(simtest.Failure{Err: cause, Ops: failing.op, Files: storage.TypeJournal}.Fault())
 				direct := failing.work(a, b)
 				time.Sleep(time.Second)
 				a.disk.SetFault(nil) // it works again, but nobody knows what it has
@@ -145,18 +140,13 @@ func TestInvariant13FailStopAtClose(t *testing.T) {
 			for i := range changes {
 				require.NoError(t, r.Put(fmt.Append(nil, i), make([]byte, 100), nil))
 			}
-			disk.SetFault(func(op simtest.Op, _ storage.FileDesc, n int64) error {
-				if n == fails && op != simtest.OpRemove {
-					return syscall.EIO
-				}
-				return nil
-			})
+			disk.SetFault(simtest.Failure{Ops: survivable, From: fails, Times: 1}.Fault())
 			err = r.Close()
-			closed := disk.Operations()
+			over := disk.Failed() == 0
 			disk.SetFault(nil)
 			require.NoError(t, r.Close(), "a second time")
 			_ = db.Close()
-			onDisk(t, disk.PowerCut(nil), func(db *leveldb.DB) {
+			onDisk(t, disk.PowerCut(simtest.Drop), func(db *leveldb.DB) {
 				clean := isClean(t, db)
 				if err != nil {
 					require.ErrorIs(t, err, syscall.EIO)
@@ -173,8 +163,8 @@ func TestInvariant13FailStopAtClose(t *testing.T) {
 				defer r.Close()
 				require.Equal(t, clean, r.Status().Floor <= r.Status().Head)
 			})
-			if closed < fails {
-				t.Logf("%d operations", closed)
+			if over {
+				t.Logf("%d operations", fails-1)
 				require.NoError(t, err)
 				return
 			}

@@ -1,7 +1,6 @@
 package replicator_test
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -96,8 +95,8 @@ func TestInvariant1AtomicAtEveryDiskOperation(t *testing.T) {
 		for i, m := range moments {
 			deep := i%5 == 0 || i == len(moments)-1
 			p.verify(t, m.disk.Copy(), "own", p.acked[:m.acked], false, deep)
-			p.verify(t, m.disk.PowerCut(nil), "own", p.acked[:m.acked], true, deep)
-			p.verify(t, m.disk.PowerCut(c.rng), "own", p.acked[:m.acked], true, false)
+			p.verify(t, m.disk.PowerCut(simtest.Drop), "own", p.acked[:m.acked], true, deep)
+			p.verify(t, m.disk.PowerCut(simtest.Tear(c.rng)), "own", p.acked[:m.acked], true, false)
 		}
 	})
 }
@@ -113,26 +112,18 @@ func TestInvariant1AtomicAfterFaults(t *testing.T) {
 		for fails := int64(1); ; fails++ {
 			var p pairs
 			disk := simtest.NewDisk()
-			hit := false
-			disk.SetFault(func(op simtest.Op, _ storage.FileDesc, n int64) error {
-				if n == fails && op != simtest.OpRemove { // goleveldb may panic if a remove fails
-					hit = true
-					return fmt.Errorf("operation %d, %v: %w", n, op, syscall.EIO)
-				}
-				return nil
-			})
+			disk.SetFault(simtest.Failure{Ops: survivable, From: fails, Times: 1}.Fault())
 			p.writeSome(t, disk)
-			over := disk.Operations() < fails
+			over := disk.Failed() == 0
 			disk.SetFault(nil)
 			for _, power := range []bool{false, true} {
 				found := disk.Copy()
 				if power {
-					found = disk.PowerCut(rng)
+					found = disk.PowerCut(simtest.Tear(rng))
 				}
 				p.verify(t, found, "own", p.acked, power, false)
 			}
 			if over {
-				require.False(t, hit)
 				t.Logf("%d operations", fails-1)
 				require.Greater(t, fails, int64(60))
 				return
@@ -140,6 +131,9 @@ func TestInvariant1AtomicAfterFaults(t *testing.T) {
 		}
 	})
 }
+
+// survivable are the operations that may fail without a panic of goleveldb.
+const survivable = simtest.AnyOp &^ simtest.OpRemove
 
 // writeSome writes and merges until something fails, or all is done.
 func (p *pairs) writeSome(t *testing.T, disk *simtest.Disk) {

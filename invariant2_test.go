@@ -277,12 +277,7 @@ func TestInvariant2OrderedResults(t *testing.T) {
 				wg.Go(func() { put(fmt.Sprint("third ", i)) })
 			}
 			synctest.Wait()
-			disk.SetFault(func(op simtest.Op, fd storage.FileDesc, n int64) error {
-				if n == 1 {
-					return syscall.ENOSPC
-				}
-				return nil
-			})
+			disk.SetFault(simtest.Failure{Err: syscall.ENOSPC, Times: 1}.Fault())
 			letGo()
 			wg.Wait()
 			require.Equal(t, []string{"first"}, acknowledged)

@@ -87,7 +87,7 @@ func TestInvariant3UniqueAcrossCeiling(t *testing.T) {
 			disk.SetFault(nil)
 		})
 		for i, im := range images {
-			onDisk(t, im.disk.PowerCut(nil), func(db *leveldb.DB) {
+			onDisk(t, im.disk.PowerCut(simtest.Drop), func(db *leveldb.DB) {
 				r := openPlain(t, db, "another")
 				defer r.Close()
 				require.GreaterOrEqual(t, r.Status().Clock, im.clock, "image %d", i)

@@ -208,7 +208,7 @@ func TestInvariant8VerifiedCleanMark(t *testing.T) {
 		var mu sync.Mutex // guards images
 		disk.SetFault(func(op simtest.Op, fd storage.FileDesc, _ int64) error {
 			mu.Lock()
-			images = append(images, disk.PowerCut(nil))
+			images = append(images, disk.PowerCut(simtest.Drop))
 			mu.Unlock()
 			if op == simtest.OpCreate && fd.Type == storage.TypeTable {
 				time.Sleep(time.Second)
@@ -219,7 +219,7 @@ func TestInvariant8VerifiedCleanMark(t *testing.T) {
 			require.NoError(t, r.Put(fmt.Append(nil, i), make([]byte, 200), nil))
 		}
 		require.NoError(t, r.Close())
-		images = append(images, disk.PowerCut(nil))
+		images = append(images, disk.PowerCut(simtest.Drop))
 		require.NoError(t, db.Close())
 		marked := 0
 		for i, image := range images {

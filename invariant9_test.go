@@ -274,7 +274,7 @@ func TestInvariant9ConsistentAcknowledgements(t *testing.T) {
 			}
 			was = acknowledged
 			index := source.index()
-			onDisk(t, n.disk.PowerCut(nil), func(db *leveldb.DB) {
+			onDisk(t, n.disk.PowerCut(simtest.Drop), func(db *leveldb.DB) {
 				require.NoError(t, covered(replicator.Cursor{Checkpoint: acknowledged}, index, indexOf(t, db)))
 			})
 		}
@@ -304,7 +304,7 @@ func TestInvariant9ConsistentAcknowledgementsRestated(t *testing.T) {
 			require.NoError(t, n.sync())
 			time.Sleep(10 * time.Millisecond)
 			acknowledged := c.acknowledged(source, n)
-			onDisk(t, n.disk.PowerCut(nil), func(db *leveldb.DB) {
+			onDisk(t, n.disk.PowerCut(simtest.Drop), func(db *leveldb.DB) {
 				require.NoError(t, covered(replicator.Cursor{Checkpoint: acknowledged}, source.index(), indexOf(t, db)))
 			})
 		}

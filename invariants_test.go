@@ -322,7 +322,7 @@ func (u *unique) cut(l lineage) lineage {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.boot++
-	return lineage{disk: l.disk.PowerCut(u.rng), boot: 1000 + u.boot, clock: l.clock}
+	return lineage{disk: l.disk.PowerCut(simtest.Tear(u.rng)), boot: 1000 + u.boot, clock: l.clock}
 }
 
 func (u *unique) key() string {

@@ -8,27 +8,10 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 
 	"github.com/syndtr/goleveldb/leveldb/storage"
 )
-
-// Op is an operation of a Disk which can be made to fail.
-type Op int
-
-const (
-	OpCreate Op = iota
-	OpOpen
-	OpRead
-	OpWrite
-	OpSync
-	OpRemove
-	OpRename
-	OpSetMeta
-)
-
-func (op Op) String() string {
-	return [...]string{"create", "open", "read", "write", "sync", "remove", "rename", "setmeta"}[op]
-}
 
 // Disk is a storage in memory, which can lose what wasn't synced, be copied
 // at any moment, and have its operations fail. Only what files contain needs a
@@ -38,8 +21,9 @@ type Disk struct {
 	files         map[storage.FileDesc]*file
 	meta          storage.FileDesc
 	locked        bool
-	fault         func(op Op, fd storage.FileDesc, n int64) error
-	ops           int64 // since SetFault
+	fault         Fault
+	ops, failed   int64 // since SetFault
+	capacity      int   // of all files; without a limit if 0
 	writes, syncs int64
 }
 
@@ -61,38 +45,73 @@ func (d *Disk) Copy() *Disk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	c := NewDisk()
-	c.meta = d.meta
+	c.meta, c.capacity = d.meta, d.capacity
 	for fd, f := range d.files {
 		c.files[fd] = &file{slices.Clip(f.data), f.synced}
 	}
 	return c
 }
 
-// PowerCut returns a copy as it would be found after a power cut. Each file
-// keeps what was synced, and a part of its unsynced tail, whose length is drawn
-// from rng, independently of other files: a later write may survive an earlier
-// one. With a nil rng, nothing unsynced is kept.
-func (d *Disk) PowerCut(rng *rand.Rand) *Disk {
+// PowerCut returns a copy as it would be found after a power cut. Each file keeps
+// what was synced, and of its unsynced tail what the loss leaves: independently of
+// other files, so a later write may survive an earlier one.
+func (d *Disk) PowerCut(loss Loss) *Disk {
 	c := d.Copy()
 	fds, _ := c.List(storage.TypeAll)
 	for _, fd := range fds {
 		f := c.files[fd]
-		if rng != nil {
-			f.synced += rng.IntN(len(f.data) - f.synced + 1)
-		}
+		f.synced += loss(len(f.data) - f.synced)
 		f.data = f.data[:f.synced:f.synced]
 	}
 	return c
 }
 
-// SetFault has fault called before each operation, with its number since
-// SetFault, from 1 on. If it returns an error, the operation fails with that
-// instead of being done; a write is half done. The fault may use the disk, for
-// instance to copy it, and must be safe for concurrent use. Nil ends all faults.
-func (d *Disk) SetFault(fault func(op Op, fd storage.FileDesc, n int64) error) {
+// Loss decides how many of a file's unsynced bytes, the first ones, survive a power
+// cut.
+type Loss func(unsynced int) int
+
+// Drop is the Loss of all that is not synced.
+func Drop(unsynced int) int { return 0 }
+
+// Tear returns the Loss that keeps a part of each file's unsynced bytes, all or none
+// of them included.
+func Tear(rng *rand.Rand) Loss {
+	return func(unsynced int) int { return rng.IntN(unsynced + 1) }
+}
+
+// Keep returns the Loss that keeps the unsynced bytes of some files, and drops those
+// of the others.
+func Keep(rng *rand.Rand) Loss {
+	return func(unsynced int) int { return unsynced * rng.IntN(2) }
+}
+
+// SetFault has fault called before each operation, with its number since SetFault,
+// from 1 on. Nil ends all faults.
+func (d *Disk) SetFault(fault Fault) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.fault, d.ops = fault, 0
+	d.fault, d.ops, d.failed = fault, 0, 0
+}
+
+// SetCapacity limits what the disk holds, in all its files: what does not fit fails
+// with ENOSPC, after the part of it that does. Removing files makes room. 0 means
+// without a limit. Copies have the same.
+func (d *Disk) SetCapacity(bytes int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.capacity = bytes
+}
+
+// room returns how much of some bytes still fits.
+func (d *Disk) room(bytes int) int {
+	if d.capacity == 0 {
+		return bytes
+	}
+	used := 0
+	for _, f := range d.files {
+		used += len(f.data)
+	}
+	return max(0, min(bytes, d.capacity-used))
 }
 
 // check returns the fault of an operation about to be done.
@@ -104,7 +123,13 @@ func (d *Disk) check(op Op, fd storage.FileDesc) error {
 	if fault == nil {
 		return nil
 	}
-	return fault(op, fd, n)
+	err := fault(op, fd, n)
+	if err != nil {
+		d.mu.Lock()
+		d.failed++
+		d.mu.Unlock()
+	}
+	return err
 }
 
 // do does an operation unless it has a fault.
@@ -125,6 +150,9 @@ func (d *Disk) Syncs() int64 { return d.count(&d.syncs) }
 
 // Operations returns how many operations there were since SetFault.
 func (d *Disk) Operations() int64 { return d.count(&d.ops) }
+
+// Failed returns how many operations the fault has had fail since SetFault.
+func (d *Disk) Failed() int64 { return d.count(&d.failed) }
 
 func (d *Disk) count(counter *int64) int64 {
 	d.mu.Lock()
@@ -157,7 +185,13 @@ func (d *Disk) Log(string) {}
 func (d *Disk) Close() error { return nil }
 
 func (d *Disk) SetMeta(fd storage.FileDesc) error {
-	return d.do(OpSetMeta, fd, func() error { d.meta = fd; return nil })
+	return d.do(OpSetMeta, fd, func() error {
+		if d.room(1) == 0 {
+			return syscall.ENOSPC
+		}
+		d.meta = fd
+		return nil
+	})
 }
 
 func (d *Disk) GetMeta() (storage.FileDesc, error) {
@@ -241,6 +275,9 @@ func (w *writer) Write(p []byte) (int, error) {
 	}
 	w.disk.mu.Lock()
 	defer w.disk.mu.Unlock()
+	if room := w.disk.room(len(p)); room < len(p) {
+		p, fault = p[:room], cmp.Or(fault, error(syscall.ENOSPC))
+	}
 	w.file.data = append(w.file.data, p...)
 	if w.fd.Type&(storage.TypeJournal|storage.TypeTable) != 0 {
 		w.disk.writes++

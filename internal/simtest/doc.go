@@ -8,8 +8,18 @@
 // written a part. An address can be redirected to another one.
 //
 // A [Disk] is a goleveldb storage. It can be copied at any moment, as if a process
-// were killed there, or as if the power were cut, and any of its operations can be
-// made to fail.
+// were killed there, or the power cut, with more or less of a loss. It can run out of
+// room, and any of its operations can be held up or made to fail. A test that has each
+// of them fail once looks like this:
+//
+//	for n := int64(1); ; n++ {
+//		disk := simtest.NewDisk()
+//		disk.SetFault(simtest.Failure{From: n, Times: 1}.Fault())
+//		… // work on the disk, and check what is left of it
+//		if disk.Failed() == 0 {
+//			return // there are fewer operations than n
+//		}
+//	}
 //
 // All waiting is done by sync.Cond and by timers, thus durably in a
 // testing/synctest bubble: there, an hour of a simulated network takes no time.

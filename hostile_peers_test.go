@@ -14,14 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func noise(n int) string {
-	rng := rand.New(rand.NewPCG(1, 1))
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(rng.Uint32())
-	}
-	return string(b)
-}
+// noise is the same at each call.
+func noise(size int) string { return incompressible(rand.New(rand.NewPCG(1, 1)), size) }
 
 func wrongChecksum(kind byte, payload []byte) []byte {
 	frame := wireFrame(kind, payload)
@@ -90,9 +84,7 @@ func TestGarbageAnswers(t *testing.T) {
 				o.Peers = map[string]replicator.Meta{addr: nil}
 			})
 			before := h.all()
-			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-			defer cancel()
-			err := h.SyncNow(ctx)
+			err := h.syncWithin(5 * time.Second)
 			require.ErrorContains(t, err, c.says)
 			var peer *replicator.PeerError
 			require.ErrorAs(t, err, &peer)
@@ -223,9 +215,7 @@ func TestInvariant15ClockSafeAtTheDialler(t *testing.T) {
 	}).String()
 	h := newHost(t, func(o *replicator.Options) { o.Peers = map[string]replicator.Meta{addr: nil} })
 	before := h.all()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	require.ErrorIs(t, h.SyncNow(ctx), replicator.ErrClock)
+	require.ErrorIs(t, h.syncWithin(5*time.Second), replicator.ErrClock)
 	require.Eventually(t, func() bool {
 		return bytes.Contains([]byte(h.Status().Peers[0].LastError), []byte("clock out of bounds"))
 	}, 5*time.Second, time.Millisecond)
@@ -249,9 +239,7 @@ func TestRealMisfits(t *testing.T) {
 			for dialer, listener := range map[*host]*host{h: other, other: h} {
 				addr := listener.Addr().String()
 				require.NoError(t, dialer.AddPeer(addr, nil))
-				ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-				defer cancel()
-				err := dialer.SyncNow(ctx)
+				err := dialer.syncWithin(5 * time.Second)
 				require.ErrorIs(t, err, replicator.ErrRefused)
 				for _, word := range c.says {
 					require.ErrorContains(t, err, word)
@@ -275,9 +263,7 @@ func TestOtherVersions(t *testing.T) {
 	h := newHost(t, func(o *replicator.Options) { o.Peers = map[string]replicator.Meta{addr: nil} })
 	before := h.all()
 	const says = "the peer speaks protocol versions 7 to 9, this side 1 to 1"
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	err := h.SyncNow(ctx)
+	err := h.syncWithin(5 * time.Second)
 	require.ErrorIs(t, err, replicator.ErrRefused)
 	require.ErrorContains(t, err, says)
 	require.Contains(t, h.Status().Peers[0].LastError, says)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"testing/synctest"
 
 	"github.com/level-replicator/replicator"
 	"github.com/level-replicator/replicator/internal/simtest"
@@ -19,12 +18,12 @@ import (
 func TestInvariant11SendableLimits(t *testing.T) {
 	t.Parallel()
 	const maxValue = 16 << 20
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 11, 2).mesh()
-		defer c.close()
+	inSeeded(t, 11, 2, func(t *testing.T, c *cluster) {
+		c.mesh()
 		a, b := c.nodes[0], c.nodes[1]
 		open := func(n *node) {
-			openWith(n, &opt.Options{WriteBuffer: 64 << 20, Compression: opt.NoCompression, DisableLargeBatchTransaction: true}, func(*replicator.Options) {})
+			n.ldb = opt.Options{WriteBuffer: 64 << 20, Compression: opt.NoCompression, DisableLargeBatchTransaction: true}
+			n.open()
 		}
 		open(a)
 		open(b)
@@ -97,9 +96,8 @@ func TestInvariant11SendableLimits(t *testing.T) {
 // TestInvariant11SendableKeys replicates keys at the edges of what a key may be.
 func TestInvariant11SendableKeys(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 11, 2).mesh().open()
-		defer c.close()
+	inSeeded(t, 11, 2, func(t *testing.T, c *cluster) {
+		c.mesh().open()
 		a, b := c.nodes[0], c.nodes[1]
 		const reserved = "\xffreplicator\xff"
 		for _, key := range []string{"", "\x00", "\xff", "\xff\xff", reserved[:len(reserved)-1], "\xffreplicator\xfe\xff", "\xffreplicatos", strings.Repeat("\xff", replicator.MaxKeySize)} {
@@ -124,11 +122,10 @@ func TestInvariant11SendableKeys(t *testing.T) {
 // replicas of different limits apart.
 func TestInvariant11SendableOption(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 11, 3).mesh()
-		defer c.close()
+	inSeeded(t, 11, 3, func(t *testing.T, c *cluster) {
+		c.mesh()
 		for i, n := range c.nodes {
-			openWith(n, nil, func(o *replicator.Options) { o.MaxValueSize = 100 + i/2 })
+			n.open(func(o *replicator.Options) { o.MaxValueSize = 100 + i/2 })
 		}
 		a, b, other := c.nodes[0], c.nodes[1], c.nodes[2]
 		require.NoError(t, a.r.Put([]byte("key"), make([]byte, 100), nil))

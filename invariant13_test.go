@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/level-replicator/replicator"
@@ -42,9 +41,7 @@ func TestInvariant13FailStop(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				c := newCluster(t, 13, 2)
-				defer c.close()
+			inSeeded(t, 13, 2, func(t *testing.T, c *cluster) {
 				c.link(0, 1)
 				c.open()
 				a, b := c.nodes[0], c.nodes[1]
@@ -129,8 +126,7 @@ func checkFailed(t *testing.T, a, b *node) {
 // closed even so, nothing is missing after a power cut.
 func TestInvariant13FailStopAtClose(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		defer letSettle()
+	inBubble(t, func(t *testing.T) {
 		const changes = 40
 		for fails := int64(1); ; fails++ {
 			disk := simtest.NewDisk()

@@ -27,9 +27,7 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// openLabelled opens a node so that its goroutines can be told from others'.
-func openLabelled(n *node, label string) { labelled(label, n.open) }
-
+// labelled starts what can be told from others' goroutines by lingering.
 func labelled(label string, start func()) {
 	pprof.Do(context.Background(), pprof.Labels("closing", label), func(context.Context) { start() })
 }
@@ -131,15 +129,14 @@ func TestInvariant14Closed(t *testing.T) {
 					require.NoError(c.t, db.Put(fmt.Append(nil, i), nil, nil))
 				}
 			})
-			openLabelled(n, label)
+			labelled(label, func() { n.open() })
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				c := newCluster(t, 14, 2).mesh()
-				defer c.close()
+			inSeeded(t, 14, 2, func(t *testing.T, c *cluster) {
+				c.mesh()
 				labelled(t.Name(), func() {
-					openWith(c.nodes[0], nil, func(o *replicator.Options) {
+					c.nodes[0].open(func(o *replicator.Options) {
 						dial := o.Dial
 						o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
 							if addr == "blocks" {
@@ -166,11 +163,10 @@ func TestInvariant14ClosedDuringPulls(t *testing.T) {
 	for at := int64(1); ; at += 1 + at/3 {
 		reached := false
 		t.Run(fmt.Sprint(at), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				c := newCluster(t, at, 2).mesh()
-				defer c.close()
+			inSeeded(t, at, 2, func(t *testing.T, c *cluster) {
+				c.mesh()
 				c.net.Partition([]string{"n0"})
-				openLabelled(c.nodes[0], t.Name())
+				labelled(t.Name(), func() { c.nodes[0].open() })
 				c.nodes[1].open()
 				for i, n := range c.nodes {
 					for j := range 600 {
@@ -209,11 +205,10 @@ func TestInvariant14ClosedWithCallersInside(t *testing.T) {
 	t.Parallel()
 	for seed := range int64(6) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				c := newCluster(t, seed, 2).mesh()
-				defer c.close()
+			inSeeded(t, seed, 2, func(t *testing.T, c *cluster) {
+				c.mesh()
 				n := c.nodes[0]
-				openLabelled(n, t.Name())
+				labelled(t.Name(), func() { n.open() })
 				c.nodes[1].open()
 				c.converge()
 				if seed%2 == 0 {
@@ -300,8 +295,7 @@ func TestInvariant14ClosedWithCallersInside(t *testing.T) {
 // it is let in the end, and so are those behind it.
 func TestInvariant14ClosedWaitsForWrites(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		defer letSettle()
+	inBubble(t, func(t *testing.T) {
 		disk := simtest.NewDisk()
 		onDisk(t, disk, func(db *leveldb.DB) {
 			r := openPlain(t, db, "boot")
@@ -339,8 +333,7 @@ func TestInvariant14ClosedWaitsForReads(t *testing.T) {
 		"version": func(r *replicator.Replicator) error { return second(r.Version([]byte("key"))) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				defer letSettle()
+			inBubble(t, func(t *testing.T) {
 				disk := simtest.NewDisk()
 				db, err := leveldb.Open(disk, &opt.Options{DisableBlockCache: true})
 				require.NoError(t, err)

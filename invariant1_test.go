@@ -1,8 +1,10 @@
 package replicator_test
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -17,6 +19,104 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/opt"
 	"github.com/syndtr/goleveldb/leveldb/storage"
 )
+
+// pairs is a load of batches that each write two keys: a private one, which is
+// never written again, and a shared one. The stamp of the private key tells what
+// the stamp of the shared one was.
+type pairs struct {
+	mu    sync.Mutex
+	acked []acked // in order
+}
+
+type acked struct {
+	private string
+	sync    bool
+}
+
+// pair returns what batch number id of an owner writes. A value of "" stands for
+// a deletion.
+func pair(owner string, id int) (private, shared, value string) {
+	private, shared = fmt.Sprintf("%s/%d", owner, id), fmt.Sprint("shared ", id*7%5)
+	if id%3 > 0 {
+		value = "of " + private + strings.Repeat("x", id*131%1500)
+	}
+	return private, shared, value
+}
+
+func (p *pairs) write(r *replicator.Replicator, owner string, id int) error {
+	private, shared, value := pair(owner, id)
+	var b leveldb.Batch
+	b.Put([]byte(private), []byte(private))
+	if value == "" {
+		b.Delete([]byte(shared))
+	} else {
+		b.Put([]byte(shared), []byte(value))
+	}
+	sync := id%4 == 0
+	err := r.Write(&b, &opt.WriteOptions{Sync: sync})
+	if err == nil {
+		p.mu.Lock()
+		p.acked = append(p.acked, acked{private, sync})
+		p.mu.Unlock()
+	}
+	return err
+}
+
+// moment is a disk as it was at one moment, and how much was acknowledged then.
+type moment struct {
+	disk  *simtest.Disk
+	acked int
+}
+
+// check verifies what is found on a disk after a process died or the power was
+// cut, when some batches of owner had been acknowledged.
+func (p *pairs) check(found rows, owner string, acknowledged []acked, power bool) error {
+	if err := found.checkData(); err != nil {
+		return err
+	}
+	if !power {
+		if err := found.checkLog(); err != nil {
+			return err
+		}
+	}
+	for _, a := range acknowledged {
+		if found.data[a.private] != a.private && (a.sync || !power) {
+			return fmt.Errorf("%s was acknowledged, with Sync: %v, and is missing", a.private, a.sync)
+		}
+	}
+	values := map[replicator.Stamp]string{} // of shared keys, by the batches found
+	for private, row := range found.index {
+		by, number, isPrivate := strings.Cut(private, "/")
+		if !isPrivate {
+			continue
+		}
+		var id int
+		fmt.Sscan(number, &id)
+		_, shared, value := pair(by, id)
+		stamp := replicator.Stamp{Clock: row.Clock + 1, Origin: row.Origin}
+		values[stamp] = value
+		if by == owner && found.index[shared].Compare(stamp) < 0 {
+			return fmt.Errorf("a part of the batch of %s is here, %q is not: it has %v", private, shared, found.index[shared])
+		}
+	}
+	own := map[replicator.Origin]bool{}
+	for private, row := range found.index {
+		own[row.Origin] = own[row.Origin] || strings.HasPrefix(private, owner+"/")
+	}
+	for key, row := range found.index {
+		if strings.Contains(key, "/") {
+			continue
+		}
+		value, known := values[row.Stamp]
+		if !known && own[row.Origin] {
+			return fmt.Errorf("%q at %v is here, the rest of its batch is not", key, row)
+		}
+		if known && (found.data[key] != value || row.Deleted != (value == "")) {
+			return fmt.Errorf("%q at %v has the value %.20q…, not %.20q…", key, row, found.data[key], value)
+		}
+	}
+	return nil
+}
 
 // capture adds the present moment. It is called from the disk.
 func (p *pairs) capture(disk *simtest.Disk, to *[]moment) {
@@ -53,9 +153,8 @@ func (p *pairs) verify(t testing.TB, disk *simtest.Disk, owner string, acknowled
 // disk's operations.
 func TestInvariant1AtomicAtEveryDiskOperation(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 1, 2).mesh()
-		defer c.close()
+	inCluster(t, 2, func(t *testing.T, c *cluster) {
+		c.mesh()
 		n, peer := c.nodes[0], c.nodes[1]
 		n.boot = 1
 		var p, elsewhere pairs
@@ -106,8 +205,7 @@ func TestInvariant1AtomicAtEveryDiskOperation(t *testing.T) {
 // as a whole or not at all, and what was acknowledged before it is there.
 func TestInvariant1AtomicAfterFaults(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		defer letSettle()
+	inBubble(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 1))
 		for fails := int64(1); ; fails++ {
 			var p pairs

@@ -24,8 +24,7 @@ import (
 // sees it without a gap, and up to the head that was told before.
 func TestInvariant2OrderedForReaders(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		defer letSettle()
+	inBubble(t, func(t *testing.T) {
 		onDisk(t, simtest.NewDisk(), func(db *leveldb.DB) {
 			r := openPlain(t, db, "boot")
 			defer r.Close()
@@ -152,8 +151,7 @@ func TestInvariant2OrderedInGroups(t *testing.T) {
 		}, callers/2 + 1, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				defer letSettle()
+			inBubble(t, func(t *testing.T) {
 				disk := simtest.NewDisk()
 				onDisk(t, disk, func(db *leveldb.DB) {
 					r := openPlain(t, db, "boot")
@@ -200,8 +198,7 @@ func TestInvariant2OrderedInGroups(t *testing.T) {
 // that takes its time.
 func TestInvariant2OrderedCallersShareSyncs(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		defer letSettle()
+	inBubble(t, func(t *testing.T) {
 		disk := simtest.NewDisk()
 		onDisk(t, disk, func(db *leveldb.DB) {
 			r := openPlain(t, db, "boot")
@@ -233,8 +230,7 @@ func TestInvariant2OrderedCallersShareSyncs(t *testing.T) {
 // the one before a failed one has succeeded, and so on.
 func TestInvariant2OrderedResults(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		defer letSettle()
+	inBubble(t, func(t *testing.T) {
 		disk := simtest.NewDisk()
 		var acknowledged, refused []string
 		onDisk(t, disk, func(db *leveldb.DB) {

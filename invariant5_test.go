@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/level-replicator/replicator"
@@ -17,9 +16,7 @@ import (
 // pulls, and compares their stamps to those that their origins gave them.
 func TestInvariant5Verbatim(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 5, 5)
-		defer c.close()
+	inSeeded(t, 5, 5, func(t *testing.T, c *cluster) {
 		for i := range c.nodes[1:] {
 			c.link(i+i%2, i+1-i%2) // dialled from alternating sides
 		}
@@ -94,11 +91,9 @@ func TestInvariant5Verbatim(t *testing.T) {
 		c.converge()
 		compare()
 		c.nodes[2].put("key 01", "a new change is above the old one")
-		require.Positive(t, second2(c.nodes[2].r.Version([]byte("key 01"))).Compare(original["key 01"].Stamp))
+		require.Positive(t, c.nodes[2].version("key 01").Compare(original["key 01"].Stamp))
 		note(c.nodes[2], "key 01")
 		c.converge()
 		compare()
 	})
 }
-
-func second2(v replicator.Version, _ error) replicator.Version { return v }

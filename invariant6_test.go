@@ -4,10 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
-	"github.com/level-replicator/replicator"
 	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb/opt"
@@ -17,19 +15,14 @@ import (
 // written or sent.
 func TestInvariant6Quiet(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 6, 3).mesh()
-		defer c.close()
-		open := func() {
-			for _, n := range c.nodes { // goleveldb's compactions would be writes, too
-				if n.r == nil {
-					openWith(n, &opt.Options{
-						WriteBuffer: 8 << 20, DisableSeeksCompaction: true, CompactionL0Trigger: 1000, DisableLargeBatchTransaction: true,
-					}, func(*replicator.Options) {})
-				}
+	inSeeded(t, 6, 3, func(t *testing.T, c *cluster) {
+		c.mesh()
+		for _, n := range c.nodes { // goleveldb's compactions would be writes, too
+			n.ldb = opt.Options{
+				WriteBuffer: 8 << 20, DisableSeeksCompaction: true, CompactionL0Trigger: 1000, DisableLargeBatchTransaction: true,
 			}
 		}
-		open()
+		c.open()
 		write := func(nodes ...*node) {
 			for i := range 300 {
 				n := nodes[i%len(nodes)]
@@ -53,7 +46,7 @@ func TestInvariant6Quiet(t *testing.T) {
 			"one writer":       func() { write(c.nodes[2]) },
 		} {
 			before()
-			open()
+			c.open()
 			c.converge()
 			time.Sleep(2 * time.Second) // until all is acknowledged
 			c.round(t)
@@ -71,9 +64,8 @@ func TestInvariant6Quiet(t *testing.T) {
 // back to where it came from, over the log and over full pulls.
 func TestInvariant6QuietEchoes(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 6, 2).mesh()
-		defer c.close()
+	inSeeded(t, 6, 2, func(t *testing.T, c *cluster) {
+		c.mesh()
 		c.net.Partition([]string{"n1"})
 		c.open()
 		a, b := c.nodes[0], c.nodes[1]
@@ -92,4 +84,41 @@ func TestInvariant6QuietEchoes(t *testing.T) {
 			c.net.Partition([]string{"n1"})
 		}
 	})
+}
+
+// round lets all nodes sync.
+func (c *cluster) round(t *testing.T) {
+	for _, n := range c.nodes {
+		require.NoError(t, n.sync())
+	}
+}
+
+// quiet checks that rounds write nothing and send no records.
+func (c *cluster) quiet(t *testing.T, name string, rounds int, before func()) {
+	type activity struct {
+		writes, syncs   int64
+		head            uint64
+		in, out, logged int64
+	}
+	measure := func() (all []activity) {
+		for _, n := range c.nodes {
+			status := n.r.Status()
+			a := activity{n.disk.Writes(), n.disk.Syncs(), status.Head, 0, 0, int64(status.LogRecords)}
+			for _, p := range status.Peers {
+				a.in += p.RecordsIn
+				a.out += p.RecordsOut
+				require.Zero(t, p.Behind, "%s: %s is ahead of %s", name, p.Addr, n.name)
+				require.Zero(t, p.Unconfirmed, "%s: %s has not acknowledged to %s", name, p.Addr, n.name)
+			}
+			all = append(all, a)
+		}
+		return all
+	}
+	was := measure()
+	for range rounds {
+		before()
+		c.round(t)
+		time.Sleep(time.Duration(c.rng.IntN(30)) * time.Second)
+	}
+	require.Equal(t, was, measure(), name)
 }

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/level-replicator/replicator"
@@ -250,15 +249,11 @@ func TestInvariant7CheckpointedScans(t *testing.T) {
 // already is passed over, and nothing is sent twice.
 func TestInvariant7CheckpointedRescan(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 8, 2)
-		defer c.close()
-		c.link(1, 0)
+	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		c.paging = func(o replicator.Options) *replicator.Options {
 			return replicator.WithPages(o, 10, func() bool { return true })
 		}
 		c.open()
-		source, n := c.nodes[0], c.nodes[1]
 		source.fill("base", 0, 5, 0)
 		c.converge()
 		c.net.Partition([]string{"n1"})

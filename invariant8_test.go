@@ -5,7 +5,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/level-replicator/replicator"
@@ -86,7 +85,7 @@ func TestInvariant8Verified(t *testing.T) {
 		}, full, 0},
 		"source said to be recovered": {func(p *pair) {
 			p.source.close()
-			openWith(p.source, nil, func(o *replicator.Options) { o.Recovered = true })
+			p.source.open(func(o *replicator.Options) { o.Recovered = true })
 		}, full, 0},
 		"source expired up to the checkpoint": {func(p *pair) {
 			head := p.source.r.Status().Head
@@ -114,7 +113,7 @@ func TestInvariant8Verified(t *testing.T) {
 		"puller wiped":                {func(p *pair) { p.n.replaceDisk(simtest.NewDisk()); p.n.open() }, full, 0},
 		"puller said to be recovered": {func(p *pair) {
 			p.n.close()
-			openWith(p.n, nil, func(o *replicator.Options) { o.Recovered = true })
+			p.n.open(func(o *replicator.Options) { o.Recovered = true })
 		}, full, 0},
 		"both restored": {func(p *pair) {
 			restore(p.source, p.sourceWas, p.sourceBoot)
@@ -127,11 +126,8 @@ func TestInvariant8Verified(t *testing.T) {
 		}, log, more},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				p := &pair{cluster: newCluster(t, 8, 2)}
-				defer p.close()
-				p.link(1, 0)
-				p.source, p.n = p.nodes[0], p.nodes[1]
+			inPair(t, 8, func(t *testing.T, cl *cluster, source, n *node) {
+				p := &pair{cluster: cl, source: source, n: n}
 				p.open()
 				p.source.fill("k", 0, base, 0)
 				p.converge()
@@ -173,12 +169,8 @@ func TestInvariant8Verified(t *testing.T) {
 		})
 	}
 	t.Run("source wiped", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			c := newCluster(t, 8, 2)
-			defer c.close()
-			c.link(0, 1)
-			c.link(1, 0)
-			c.open()
+		inSeeded(t, 8, 2, func(t *testing.T, c *cluster) {
+			c.mesh().open()
 			c.nodes[0].fill("k", 0, base, 0)
 			c.converge()
 			c.nodes[0].replaceDisk(simtest.NewDisk())
@@ -197,8 +189,7 @@ func TestInvariant8Verified(t *testing.T) {
 // cut leaves the clean mark, it leaves all that was written before it.
 func TestInvariant8VerifiedCleanMark(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		defer letSettle()
+	inBubble(t, func(t *testing.T) {
 		disk := simtest.NewDisk()
 		db, err := leveldb.Open(disk, &opt.Options{WriteBuffer: 8 << 10, DisableLargeBatchTransaction: true})
 		require.NoError(t, err)
@@ -238,13 +229,9 @@ func TestInvariant8VerifiedCleanMark(t *testing.T) {
 // forgotten the epoch of a checkpoint, and then once more.
 func TestInvariant8VerifiedEpochs(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
+	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		const keys, known = 30, 1024
-		c := newCluster(t, 8, 2)
-		defer c.close()
-		c.link(1, 0)
 		c.open()
-		source, n := c.nodes[0], c.nodes[1]
 		source.fill("k", 0, keys, 0)
 		c.converge()
 		c.net.Partition([]string{"n1"})
@@ -286,7 +273,8 @@ func TestInvariant8VerifiedBeforeSyncNow(t *testing.T) {
 		time.Sleep(time.Second)
 		c.net.Partition([]string{"n1"})
 		source.replaceDisk(was)
-		openWith(source, &opt.Options{DisableBlockCache: true}, func(*replicator.Options) {})
+		source.ldb = opt.Options{DisableBlockCache: true}
+		source.open()
 		source.fill("new", 0, 10, 0)
 		require.NoError(t, source.db.CompactRange(util.Range{}))
 		_, _ = source.get("k00000") // opens the table
@@ -366,8 +354,7 @@ func TestInvariant8VerifiedIdle(t *testing.T) {
 // sequences and clocks are not given out again.
 func TestInvariant8VerifiedRecovered(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		defer letSettle()
+	inBubble(t, func(t *testing.T) {
 		onDisk(t, simtest.NewDisk(), func(db *leveldb.DB) {
 			r := openPlain(t, db, "boot")
 			for i := range 20 {
@@ -438,10 +425,7 @@ func TestInvariant8VerifiedUnpublished(t *testing.T) {
 // moved away in between are back where they were passed over.
 func TestInvariant8VerifiedSeen(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 8, 2)
-		defer c.close()
-		source, n := c.nodes[0], c.nodes[1]
+	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		var was *simtest.Disk
 		// The copy is made when the source has all keys, but none has moved.
 		source.disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
@@ -450,7 +434,7 @@ func TestInvariant8VerifiedSeen(t *testing.T) {
 			}
 			return nil
 		})
-		synced, moved := halfway(c, false)
+		synced, moved := halfway(c)
 		source.disk.SetFault(nil)
 		require.NotNil(t, was)
 		cursor := n.cursor(source)
@@ -480,16 +464,17 @@ func TestInvariant8VerifiedWhileSwept(t *testing.T) {
 		source.open()
 		var pulls atomic.Int64
 		var release func()
-		openTapped(n, func(kind byte) {
-			if kind == pullFrame && pulls.Add(1) == 2000 && release != nil {
+		n.open(tapped(func(kind byte) {
+			if kind == wirePull && pulls.Add(1) == 2000 && release != nil {
 				release() // or time would never pass
 			}
-		})
+		}))
 		source.fill("k", 0, 30, 0)
 		require.NoError(t, n.sync())
 		time.Sleep(time.Second)
 		c.net.Partition([]string{"n1"})
 		source.close()
+		source.ldb.WriteBuffer = roomy // time has to pass while a write is held up
 		hold := make(chan struct{})
 		var free atomic.Bool
 		source.disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
@@ -502,7 +487,7 @@ func TestInvariant8VerifiedWhileSwept(t *testing.T) {
 		})
 		release = sync.OnceFunc(func() { free.Store(true); close(hold) })
 		defer release()
-		openNode(source, func(o *replicator.Options) { o.Recovered = true })
+		source.open(func(o *replicator.Options) { o.Recovered = true })
 		time.Sleep(time.Second)
 		pulls.Store(0)
 		require.NotZero(t, source.r.Status().LogRecords)

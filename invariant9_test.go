@@ -64,11 +64,8 @@ func TestInvariant9ConsistentUnpublished(t *testing.T) {
 // acknowledged.
 func TestInvariant9ConsistentSeen(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 9, 2)
-		defer c.close()
-		source, n := c.nodes[0], c.nodes[1]
-		synced, moved := halfway(c, false)
+	inPair(t, 9, func(t *testing.T, c *cluster, source, n *node) {
+		synced, moved := halfway(c)
 		for range 5 {
 			cursor := n.cursor(source)
 			require.False(t, cursor.Log, "the scan is over")
@@ -78,7 +75,7 @@ func TestInvariant9ConsistentSeen(t *testing.T) {
 			require.False(t, has)
 			require.Empty(t, synced, "SyncNow returned without what was there at the call")
 			require.EqualValues(t, 10, cursor.Settled, "what is not there is going to be acknowledged")
-			require.EqualValues(t, 10, c.acknowledged(source, n))
+			require.EqualValues(t, 10, source.acknowledged(n))
 			require.NotEqual(t, "in sync", n.r.Status().Peers[0].State)
 			time.Sleep(time.Second)
 		}
@@ -86,7 +83,7 @@ func TestInvariant9ConsistentSeen(t *testing.T) {
 		require.NoError(t, <-synced)
 		require.True(t, n.state().equal(source.state()))
 		time.Sleep(time.Second)
-		require.Equal(t, source.r.Status().Head, c.acknowledged(source, n))
+		require.Equal(t, source.r.Status().Head, source.acknowledged(n))
 		require.Equal(t, source.r.Status().Head, n.cursor(source).Settled)
 		c.converge()
 	})
@@ -102,8 +99,8 @@ func TestInvariant9ConsistentValues(t *testing.T) {
 		n.delete("nothing") // so that large values are fetched from the beginning
 		// What was there at first is read from the disk, block by block, and nobody
 		// else reads that: nothing is compacted later.
-		openWith(source, &opt.Options{DisableBlockCache: true, WriteBuffer: 32 << 20, DisableLargeBatchTransaction: true},
-			func(*replicator.Options) {})
+		source.ldb = opt.Options{DisableBlockCache: true, WriteBuffer: 32 << 20, DisableLargeBatchTransaction: true}
+		source.open()
 		const keys = 2 * pageSize
 		written := map[replicator.Stamp]string{}
 		var mu sync.Mutex // guards the writer's turn, and written
@@ -195,8 +192,8 @@ func TestInvariant9ConsistentFetches(t *testing.T) {
 	inPair(t, 9, func(t *testing.T, c *cluster, source, n *node) {
 		n.open()
 		n.delete("nothing") // so that large values are fetched from the beginning
-		openWith(source, &opt.Options{DisableBlockCache: true, WriteBuffer: 8 << 20, DisableLargeBatchTransaction: true},
-			func(*replicator.Options) {})
+		source.ldb = opt.Options{DisableBlockCache: true, WriteBuffer: 8 << 20, DisableLargeBatchTransaction: true}
+		source.open()
 		const keys = 30
 		written := map[replicator.Stamp]string{}
 		overwrite := func(text string) {
@@ -261,14 +258,15 @@ func TestInvariant9ConsistentAcknowledgements(t *testing.T) {
 	inPair(t, 9, func(t *testing.T, c *cluster, source, n *node) {
 		source.open()
 		// Sync is no barrier to journals that were rotated before, so none is.
-		openWith(n, &opt.Options{WriteBuffer: 8 << 20, DisableLargeBatchTransaction: true}, func(*replicator.Options) {})
+		n.ldb = opt.Options{WriteBuffer: 8 << 20, DisableLargeBatchTransaction: true}
+		n.open()
 		moves, was := 0, uint64(0)
 		for range 50 {
 			for range c.rng.IntN(100) {
 				source.put(fmt.Sprint("key ", c.rng.IntN(500)), "value")
 			}
 			time.Sleep(time.Duration(c.rng.IntN(1200)) * time.Millisecond)
-			acknowledged := c.acknowledged(source, n)
+			acknowledged := source.acknowledged(n)
 			if acknowledged != was {
 				moves++
 			}
@@ -281,7 +279,7 @@ func TestInvariant9ConsistentAcknowledgements(t *testing.T) {
 		t.Log(moves, "acknowledgements")
 		require.Greater(t, moves, 10)
 		time.Sleep(time.Second)
-		require.Equal(t, source.r.Status().Head, c.acknowledged(source, n))
+		require.Equal(t, source.r.Status().Head, source.acknowledged(n))
 	})
 }
 
@@ -303,13 +301,13 @@ func TestInvariant9ConsistentAcknowledgementsRestated(t *testing.T) {
 			c.net.Heal()
 			require.NoError(t, n.sync())
 			time.Sleep(10 * time.Millisecond)
-			acknowledged := c.acknowledged(source, n)
+			acknowledged := source.acknowledged(n)
 			onDisk(t, n.disk.PowerCut(simtest.Drop), func(db *leveldb.DB) {
 				require.NoError(t, covered(replicator.Cursor{Checkpoint: acknowledged}, source.index(), indexOf(t, db)))
 			})
 		}
 		time.Sleep(time.Second)
-		require.Equal(t, source.r.Status().Head, c.acknowledged(source, n))
+		require.Equal(t, source.r.Status().Head, source.acknowledged(n))
 	})
 }
 
@@ -323,7 +321,7 @@ func TestInvariant9ConsistentAcknowledgementsGoOn(t *testing.T) {
 		for i := range 600 {
 			source.put("key", fmt.Sprint(i))
 			time.Sleep(gap)
-			behind := source.r.Status().Head - c.acknowledged(source, n)
+			behind := source.r.Status().Head - source.acknowledged(n)
 			require.LessOrEqual(t, time.Duration(behind)*gap, 5*time.Second, "acknowledgements have stopped")
 		}
 	})

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/level-replicator/replicator"
@@ -44,12 +43,11 @@ func simulate(t *testing.T, seed int64) {
 			t.Logf("to repeat: go test -run '^TestSimulation$' -seed %d -steps %d .", seed, *simSteps)
 		}
 	}()
-	synctest.Test(t, func(t *testing.T) {
-		s := &simulation{cluster: newCluster(t, seed, 3+int(seed%5))}
+	inSeeded(t, seed, 3+int(seed%5), func(t *testing.T, c *cluster) {
+		s := &simulation{cluster: c}
 		s.build()
 		s.page()
 		s.open()
-		defer s.close()
 		for step := range *simSteps {
 			s.step(step)
 		}

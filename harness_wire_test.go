@@ -196,7 +196,28 @@ func (p *wirePeer) join(h wireHi) (pull []byte) {
 	return p.await(wirePull, 0)
 }
 
-// host is a replica under attack, on a database that the test can look into.
+// listenWire accepts connections, has each answered, and leaves them open.
+func listenWire(t testing.TB, answer func(c *wirePeer)) net.Addr {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				answer(&wirePeer{t, c})
+				io.Copy(io.Discard, c)
+				c.Close()
+			}()
+		}
+	}()
+	return l.Addr()
+}
+
+// host is a replica under attack, in real time and on a database that the test can look into.
 type host struct {
 	*replicator.Replicator
 	t   testing.TB
@@ -257,6 +278,13 @@ func (h *host) logged(words ...string) {
 	}, 5*time.Second, 5*time.Millisecond, "the log has no line with %q:\n%s", words, h.log)
 }
 
+// syncWithin is SyncNow, with a deadline.
+func (h *host) syncWithin(d time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	return h.SyncNow(ctx)
+}
+
 // all is everything that is replicated, and what it would be stamped next.
 func (h *host) all() string {
 	versions, err := replicator.Versions(h.db)
@@ -281,9 +309,7 @@ func (h *host) goesOn() {
 	require.NoError(h.t, h.Put([]byte("of the host"), []byte(mark), nil))
 	require.NoError(h.t, good.Put([]byte("of the good peer"), []byte(mark), nil))
 	require.NoError(h.t, good.AddPeer(h.Addr().String(), nil))
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	require.NoError(h.t, good.SyncNow(ctx))
+	require.NoError(h.t, good.syncWithin(10*time.Second))
 	value, err := good.Get([]byte("of the host"), nil)
 	require.NoError(h.t, err)
 	require.Equal(h.t, mark, string(value))
@@ -297,4 +323,75 @@ func (h *host) goesOn() {
 
 func textLogger(w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// hanging is a Dial that gets nowhere.
+func hanging(ctx context.Context, _ string) (net.Conn, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// countingDial notes when it is called.
+type countingDial struct {
+	mu    sync.Mutex
+	times []time.Time
+	dial  func(ctx context.Context, addr string) (net.Conn, error)
+}
+
+func (d *countingDial) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	d.mu.Lock()
+	d.times = append(d.times, time.Now())
+	d.mu.Unlock()
+	return d.dial(ctx, addr)
+}
+
+// gaps returns the times between the calls so far, and forgets them.
+func (d *countingDial) gaps() (gaps []time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i := 1; i < len(d.times); i++ {
+		gaps = append(gaps, d.times[i].Sub(d.times[i-1]))
+	}
+	d.times = d.times[max(0, len(d.times)-1):]
+	return gaps
+}
+
+// tapped calls a hook before each frame that a node sends over connections that it
+// dials.
+func tapped(hook func(kind byte)) func(o *replicator.Options) {
+	return func(o *replicator.Options) {
+		dial := o.Dial
+		o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+			c, err := dial(ctx, addr)
+			if err != nil {
+				return nil, err
+			}
+			return &frameTap{Conn: c, hook: hook}, nil
+		}
+	}
+}
+
+// frameTap calls a hook before each frame that is sent.
+type frameTap struct {
+	net.Conn
+	hook func(kind byte)
+	head []byte
+	skip int
+}
+
+func (c *frameTap) Write(p []byte) (int, error) {
+	for rest := p; len(rest) > 0; {
+		if n := min(c.skip, len(rest)); n > 0 {
+			c.skip -= n
+			rest = rest[n:]
+			continue
+		}
+		c.head, rest = append(c.head, rest[0]), rest[1:]
+		if len(c.head) == 5 {
+			c.hook(c.head[4])
+			c.skip = int(binary.BigEndian.Uint32(c.head)) - 1 + 4
+			c.head = c.head[:0]
+		}
+	}
+	return c.Conn.Write(p)
 }

@@ -1,0 +1,480 @@
+package replicator_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
+	"github.com/stretchr/testify/require"
+	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/opt"
+	"github.com/syndtr/goleveldb/leveldb/storage"
+)
+
+// inBubble runs a test in simulated time. The databases that it closes get the
+// second that a goroutine of goleveldb's needs to end.
+func inBubble(t *testing.T, test func(t *testing.T)) {
+	synctest.Test(t, func(t *testing.T) {
+		defer time.Sleep(2 * time.Second)
+		test(t)
+	})
+}
+
+// inCluster runs a test in a bubble, with some nodes that are yet to be opened.
+func inCluster(t *testing.T, nodes int, test func(t *testing.T, c *cluster)) {
+	inSeeded(t, 1, nodes, test)
+}
+
+// inPair runs a test in a bubble, with two nodes that are yet to be opened, of which
+// n dials source.
+func inPair(t *testing.T, seed int64, test func(t *testing.T, c *cluster, source, n *node)) {
+	inSeeded(t, seed, 2, func(t *testing.T, c *cluster) {
+		c.link(1, 0)
+		test(t, c, c.nodes[0], c.nodes[1])
+	})
+}
+
+// inSeeded is inCluster with a seed of the test's choice, for what is drawn at random.
+func inSeeded(t *testing.T, seed int64, nodes int, test func(t *testing.T, c *cluster)) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, seed, nodes)
+		defer c.close()
+		test(t, c)
+	})
+}
+
+// until waits for a condition, in a bubble, for at most a minute.
+func until(t testing.TB, what string, condition func() bool) {
+	for range 6000 {
+		if condition() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	require.FailNow(t, "it did not happen: "+what)
+}
+
+// cluster is a number of replicas on simulated disks and a simulated network.
+type cluster struct {
+	t     testing.TB
+	rng   *rand.Rand
+	net   *simtest.Network
+	nodes []*node
+	// written is every value that a put gave a stamp to.
+	written map[replicator.Stamp]string
+	boots   int
+	// paging changes the options of all nodes.
+	paging func(replicator.Options) *replicator.Options
+}
+
+// node is one server: its host name is also its address.
+type node struct {
+	c     *cluster
+	name  string
+	peers []string
+	disk  *simtest.Disk
+	ldb   opt.Options // of its database
+	boot  int         // which boot of which machine it runs in
+	db    *leveldb.DB
+	r     *replicator.Replicator // nil if it is not open
+}
+
+// newCluster makes nodes n0, n1 and so on, which know nobody.
+func newCluster(t testing.TB, seed int64, nodes int) *cluster {
+	c := &cluster{
+		t: t, rng: rand.New(rand.NewPCG(uint64(seed), 0)), net: simtest.NewNetwork(seed),
+		written: map[replicator.Stamp]string{},
+		paging:  func(o replicator.Options) *replicator.Options { return &o },
+	}
+	for i := range nodes {
+		c.nodes = append(c.nodes, &node{
+			c: c, name: fmt.Sprintf("n%d", i), disk: simtest.NewDisk(), boot: c.newBoot(),
+			// So small that journals and tables come and go.
+			ldb: opt.Options{WriteBuffer: 64 << 10, DisableLargeBatchTransaction: true},
+		})
+	}
+	return c
+}
+
+// newBoot names a boot of one of the machines.
+func (c *cluster) newBoot() int {
+	c.boots++
+	return c.boots
+}
+
+// link lets a dial b.
+func (c *cluster) link(a, b int) {
+	c.nodes[a].peers = append(c.nodes[a].peers, c.nodes[b].name)
+}
+
+// mesh links all nodes with each other, both ways.
+func (c *cluster) mesh() *cluster {
+	for a := range c.nodes {
+		for b := range c.nodes {
+			if a != b {
+				c.link(a, b)
+			}
+		}
+	}
+	return c
+}
+
+// open opens all nodes that are not open.
+func (c *cluster) open() *cluster {
+	for _, n := range c.nodes {
+		n.open()
+	}
+	return c
+}
+
+// close ends everything, so that the bubble can end.
+func (c *cluster) close() {
+	for _, n := range c.nodes {
+		n.close()
+	}
+}
+
+// options are those of a node, whose listener listens already.
+func (n *node) options() *replicator.Options {
+	o := replicator.Options{
+		Listener: n.c.net.Listen(n.name),
+		Dial:     n.c.net.Dial(n.name),
+		Peers:    map[string]replicator.Meta{},
+	}
+	for _, p := range n.peers {
+		o.Peers[p] = nil
+	}
+	return n.c.paging(*replicator.WithBootID(o, fmt.Sprint("boot ", n.boot)))
+}
+
+// open opens a node unless it is open, with options that may be changed: by
+// dialOnly, by tapped, or by the test itself. n.ldb has those of the database.
+func (n *node) open(changes ...func(o *replicator.Options)) {
+	if n.r != nil {
+		require.Empty(n.c.t, changes, "%s is open", n.name)
+		return
+	}
+	var err error
+	n.db, err = leveldb.Open(n.disk, &n.ldb)
+	require.NoError(n.c.t, err)
+	o := n.options()
+	for _, change := range changes {
+		change(o)
+	}
+	n.r, err = replicator.Open(n.db, o)
+	require.NoError(n.c.t, err)
+}
+
+// dialOnly has a node be one that nobody can dial.
+func dialOnly(o *replicator.Options) {
+	o.Listener.Close()
+	o.Listener = nil
+}
+
+// openSlowly opens a node whose every write to the journal takes some time, and
+// adoption with it. The database must not get to its next journal, which goleveldb
+// begins under a mutex, for time does not pass in a bubble while somebody waits for
+// one.
+func (n *node) openSlowly() {
+	n.disk.SetFault(func(op simtest.Op, fd storage.FileDesc, _ int64) error {
+		if op == simtest.OpWrite && fd.Type == storage.TypeJournal {
+			time.Sleep(50 * time.Millisecond)
+		}
+		return nil
+	})
+	n.ldb.WriteBuffer = roomy
+	n.open()
+}
+
+// roomy is a write buffer that is not filled up, so that there is one journal only.
+const roomy = 16 << 20
+
+func (n *node) close() {
+	if n.r == nil {
+		return
+	}
+	require.NoError(n.c.t, n.r.Close())
+	require.NoError(n.c.t, n.db.Close())
+	n.r, n.db = nil, nil
+}
+
+// replaceDisk ends the node as it is and gives it another disk.
+func (n *node) replaceDisk(disk *simtest.Disk) {
+	n.close()
+	n.disk = disk
+}
+
+// kill ends the process at this moment; what was written is still there.
+func (n *node) kill() { n.replaceDisk(n.disk.Copy()) }
+
+// powerCut ends the machine at this moment; what was not synced may be lost.
+func (n *node) powerCut() {
+	n.replaceDisk(n.disk.PowerCut(simtest.Tear(n.c.rng)))
+	n.boot = n.c.newBoot()
+}
+
+func (n *node) put(key, value string) {
+	require.NoError(n.c.t, n.r.Put([]byte(key), []byte(value), nil))
+	n.remember(key, value)
+}
+
+func (n *node) delete(key string) {
+	require.NoError(n.c.t, n.r.Delete([]byte(key), nil))
+}
+
+// remember notes which stamp a value has got, unless a merge was faster.
+func (n *node) remember(key, value string) {
+	if version := n.version(key); version.Origin == n.r.Status().Epoch {
+		n.c.written[version.Stamp] = value
+	}
+}
+
+// fill puts keys in the order of their numbers.
+func (n *node) fill(prefix string, from, to, size int) {
+	for i := from; i < to; i++ {
+		n.put(fmt.Sprintf("%s%05d", prefix, i), fmt.Sprint(n.name, i, strings.Repeat("v", size)))
+	}
+}
+
+func (n *node) get(key string) (string, bool) {
+	value, err := n.r.Get([]byte(key), nil)
+	if err == leveldb.ErrNotFound {
+		return "", false
+	}
+	require.NoError(n.c.t, err)
+	return string(value), true
+}
+
+// arrives waits until a value is there, with nobody calling SyncNow.
+func (n *node) arrives(key, value string) {
+	until(n.c.t, fmt.Sprintf("%s arrives at %s", key, n.name), func() bool {
+		got, _ := n.get(key)
+		return got == value
+	})
+}
+
+// version returns the version of a key that has one.
+func (n *node) version(key string) replicator.Version {
+	v, err := n.r.Version([]byte(key))
+	require.NoError(n.c.t, err)
+	return v
+}
+
+// adopted reports whether the keys that were there before are taken in.
+func (n *node) adopted() bool { return n.r.Status().Adoption.Done }
+
+// sync is SyncNow, with a minute's time.
+func (n *node) sync() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return n.r.SyncNow(ctx)
+}
+
+// peer returns the status of the one peer with that address.
+func (n *node) peer(addr string) (found replicator.PeerStatus) {
+	count := 0
+	for _, p := range n.r.Status().Peers {
+		if p.Addr == addr {
+			found = p
+			count++
+		}
+	}
+	require.Equal(n.c.t, 1, count, "peers with address %s", addr)
+	return found
+}
+
+func (n *node) inSync(addr string) bool { return n.peer(addr).State == "in sync" }
+
+// statusOf returns what n has to say of a peer, or nothing.
+func (n *node) statusOf(peer *node) (found replicator.PeerStatus) {
+	id := peer.r.Status().ID
+	for _, p := range n.r.Status().Peers {
+		if p.ID == id {
+			found = p
+		}
+	}
+	return found
+}
+
+// carried returns how many records of peer's a node was sent since it was opened.
+func (n *node) carried(peer *node) (records int64) { return n.statusOf(peer).RecordsIn }
+
+// acknowledged returns up to where a peer has told n to have made its log durable.
+func (n *node) acknowledged(peer *node) uint64 { return n.statusOf(peer).Acknowledged }
+
+// cursor returns how far a node has merged peer's log, as it would be found
+// after a restart.
+func (n *node) cursor(peer *node) replicator.Cursor {
+	c, err := replicator.StoredCursor(n.db, peer.r.Status().ID)
+	require.NoError(n.c.t, err)
+	return c
+}
+
+// index returns what a node knows of each key.
+func (n *node) index() map[string]replicator.Row { return indexOf(n.c.t, n.db) }
+
+// state is all that replicas have to agree on.
+type state struct {
+	values   map[string]string
+	versions map[string]replicator.Version
+}
+
+func (n *node) state() state {
+	s := state{values: map[string]string{}}
+	it := n.r.NewIterator(nil, nil)
+	defer it.Release()
+	for it.Next() {
+		s.values[string(it.Key())] = string(it.Value())
+	}
+	require.NoError(n.c.t, it.Error())
+	var err error
+	s.versions, err = replicator.Versions(n.db)
+	require.NoError(n.c.t, err)
+	return s
+}
+
+func (s state) equal(t state) bool {
+	return maps.Equal(s.values, t.values) && maps.Equal(s.versions, t.versions)
+}
+
+// converge syncs until all replicas hold the same, and fails if they don't.
+func (c *cluster) converge() {
+	c.net.Heal()
+	c.net.SetCut(nil)
+	c.open()
+	var last error
+	for range 20 + 5*len(c.nodes) {
+		last = nil
+		for _, n := range c.nodes {
+			if err := n.sync(); err != nil {
+				last = err
+			}
+		}
+		if last == nil && c.equal() {
+			c.check()
+			return
+		}
+		time.Sleep(time.Second)
+	}
+	var report strings.Builder
+	for _, n := range c.nodes {
+		status, state := n.r.Status(), n.state()
+		fmt.Fprintf(&report, "%s: id %.8v, head %d, %d values, %d versions\n",
+			n.name, status.ID, status.Head, len(state.values), len(state.versions))
+		for _, p := range status.Peers {
+			fmt.Fprintf(&report, "\t%s, id %.8v: %s, behind %d, unconfirmed %d, %s\n", p.Addr, p.ID, p.State, p.Behind, p.Unconfirmed, p.LastError)
+		}
+	}
+	if *simTrace {
+		stacks := make([]byte, 1<<20)
+		fmt.Printf("%s\n", stacks[:runtime.Stack(stacks, true)])
+	}
+	c.t.Fatalf("replicas do not converge; last error: %v\n%s", last, &report)
+}
+
+// settleDown lets all that is under way end, and then compares.
+func (c *cluster) settleDown() {
+	c.net.Heal()
+	time.Sleep(30 * time.Second)
+	c.converge()
+}
+
+func (c *cluster) equal() bool {
+	first := c.nodes[0].state()
+	for _, n := range c.nodes[1:] {
+		if !n.state().equal(first) {
+			return false
+		}
+	}
+	return true
+}
+
+// check verifies each replica by itself: data, index and log fit together, and
+// every value stands beside the stamp that it was written with.
+func (c *cluster) check() {
+	for _, n := range c.nodes {
+		require.NoError(c.t, replicator.CheckConsistent(n.r), n.name)
+		s := n.state()
+		for key, value := range s.values {
+			if written, known := c.written[s.versions[key].Stamp]; known {
+				require.Equal(c.t, written, value, "%s: value of %s at %v", n.name, key, s.versions[key])
+			}
+		}
+	}
+}
+
+// covered checks that all of a peer's changes that a cursor covers are here.
+func covered(cursor replicator.Cursor, peer, here map[string]replicator.Row) error {
+	for key, row := range peer {
+		covers := row.Seq <= cursor.Checkpoint
+		switch {
+		case cursor.Log:
+			covers = covers || cursor.Reached <= row.Seq && row.Seq <= cursor.Upper
+		case cursor.Full:
+			covers = row.Seq <= cursor.Upper && key <= cursor.Key
+		}
+		if covers && here[key].Compare(row.Stamp) < 0 {
+			return fmt.Errorf("key %q: the cursor %+v covers %v, here is %v", key, cursor, row, here[key])
+		}
+	}
+	return nil
+}
+
+// pageSize is how many records come in one page at most.
+const pageSize = 500
+
+// halfway lets n1 pull from n0, in a scan of several pages, during which the keys
+// that are to come last move up the log. It freezes the network at the end of the
+// scan: n1 has a checkpoint, does not have the keys, and knows that more is to
+// come. It returns what SyncNow, called before that, will return.
+func halfway(c *cluster) (synced chan error, moved int) {
+	const base, keys = 10, 4*pageSize - 100
+	source, n := c.nodes[0], c.nodes[1]
+	c.open()
+	source.fill("base", 0, base, 0)
+	c.converge()
+	time.Sleep(time.Second)
+	c.net.Partition([]string{"n1"})
+	moved = pageSize / 2
+	source.fill("k", 0, keys, 10)
+	start := n.r.Status().Head
+	var stage atomic.Int64
+	n.disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
+		if op != simtest.OpWrite {
+			return nil
+		}
+		switch head := n.r.Status().Head; {
+		case head == start && n.r.Status().Peers[0].RecordsIn >= pageSize && stage.CompareAndSwap(0, 1):
+			for i := range moved { // a log is read from its end
+				key := fmt.Sprintf("k%05d", i)
+				if err := source.r.Put([]byte(key), []byte("moved"), nil); err != nil {
+					panic(err)
+				}
+			}
+		case head == start+2*pageSize && stage.CompareAndSwap(1, 2):
+			synctest.Wait() // the last page has arrived, the one after it is not asked for
+			c.net.Freeze("n0", "n1")
+		}
+		return nil
+	})
+	synced = make(chan error, 1)
+	c.net.Heal()
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+		defer cancel()
+		synced <- n.r.SyncNow(ctx)
+	}()
+	time.Sleep(100 * time.Millisecond) // not synctest.Wait, which one goroutine may call at a time
+	n.disk.SetFault(nil)
+	require.EqualValues(c.t, 2, stage.Load())
+	return synced, moved
+}

@@ -3,13 +3,11 @@ package replicator_test
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"io"
 	"log/slog"
 	"net"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -295,26 +293,6 @@ func pollFor(d time.Duration, done func() bool) bool {
 		}
 	}
 	return false
-}
-
-// TestFaultyAllocationOnAPeersWord: 3 bytes of a page become an entry of about 100 in
-// memory, so their number is bounded first.
-func TestFaultyAllocationOnAPeersWord(t *testing.T) {
-	h := newHost(t, func(o *replicator.Options) { o.Timeout = 10 * time.Second })
-	hi := newWireHi()
-	c := dialWire(t, h.Addr())
-	c.join(hi)
-	page := wirePosition([]byte{2}, hi.epoch, 1)
-	page = append(page, 1, 0, 0)
-	page = binary.AppendUvarint(page, 6<<20)
-	page = append(page, make([]byte, 18<<20)...)
-	frame := wireFrame(wirePage, page)
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	c.Write(frame)
-	c.awaitBye()
-	runtime.ReadMemStats(&after)
-	require.Less(t, (after.TotalAlloc-before.TotalAlloc)>>20, uint64(100), "MiB, for a frame of 18")
 }
 
 // TestFaultyMalformedAccept: what is wrong with an accept is told to the peer.

@@ -268,8 +268,8 @@ func TestFramesMalformed(t *testing.T) {
 	}
 }
 
-// TestInvariant12BoundedFrames announces a gigabyte and sends nothing of it.
-func TestInvariant12BoundedFrames(t *testing.T) {
+// TestBoundedFrames announces a gigabyte and sends nothing of it.
+func TestBoundedFrames(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	_, _, err := receiveFrom([]byte("\x40\x00\x00\x00\x06"), func(byte) int { return 1 << 30 })

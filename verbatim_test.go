@@ -12,9 +12,9 @@ import (
 	"github.com/syndtr/goleveldb/leveldb"
 )
 
-// TestInvariant5Verbatim sends changes down a chain, over the log and over full
+// TestVerbatim sends changes down a chain, over the log and over full
 // pulls, and compares their stamps to those that their origins gave them.
-func TestInvariant5Verbatim(t *testing.T) {
+func TestVerbatim(t *testing.T) {
 	t.Parallel()
 	inSeeded(t, 5, 5, func(t *testing.T, c *cluster) {
 		for i := range c.nodes[1:] {

@@ -16,9 +16,9 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// TestInvariant8Verified changes a source, or the one that pulls from it, behind
+// TestVerified changes a source, or the one that pulls from it, behind
 // the other's back. It comes to the right kind of pull, and to equal states.
-func TestInvariant8Verified(t *testing.T) {
+func TestVerified(t *testing.T) {
 	t.Parallel()
 	const base, more = 700, 40
 	// Each case starts with a copy of both disks, with base keys, and more keys
@@ -184,10 +184,10 @@ func TestInvariant8Verified(t *testing.T) {
 	})
 }
 
-// TestInvariant8VerifiedCleanMark closes a database while goleveldb has yet to
+// TestVerifiedCleanMark closes a database while goleveldb has yet to
 // write the table of a journal that it has rotated and never synced. If a power
 // cut leaves the clean mark, it leaves all that was written before it.
-func TestInvariant8VerifiedCleanMark(t *testing.T) {
+func TestVerifiedCleanMark(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		disk := simtest.NewDisk()
@@ -225,9 +225,9 @@ func TestInvariant8VerifiedCleanMark(t *testing.T) {
 	})
 }
 
-// TestInvariant8VerifiedEpochs reopens a source so often that it has just not
+// TestVerifiedEpochs reopens a source so often that it has just not
 // forgotten the epoch of a checkpoint, and then once more.
-func TestInvariant8VerifiedEpochs(t *testing.T) {
+func TestVerifiedEpochs(t *testing.T) {
 	t.Parallel()
 	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		const keys, known = 30, 1024
@@ -259,10 +259,10 @@ func TestInvariant8VerifiedEpochs(t *testing.T) {
 	})
 }
 
-// TestInvariant8VerifiedBeforeSyncNow restores a source, which makes as many new
+// TestVerifiedBeforeSyncNow restores a source, which makes as many new
 // changes as it has lost. A checkpoint that is not verified yet must not satisfy
 // SyncNow: no page is sent while it is called.
-func TestInvariant8VerifiedBeforeSyncNow(t *testing.T) {
+func TestVerifiedBeforeSyncNow(t *testing.T) {
 	t.Parallel()
 	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
@@ -299,9 +299,9 @@ func TestInvariant8VerifiedBeforeSyncNow(t *testing.T) {
 	})
 }
 
-// TestInvariant8VerifiedSwept has a source lose power, sweep its log, and die
+// TestVerifiedSwept has a source lose power, sweep its log, and die
 // before it writes anything: its log goes on above what was there.
-func TestInvariant8VerifiedSwept(t *testing.T) {
+func TestVerifiedSwept(t *testing.T) {
 	t.Parallel()
 	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
@@ -327,9 +327,9 @@ func TestInvariant8VerifiedSwept(t *testing.T) {
 	})
 }
 
-// TestInvariant8VerifiedIdle has a source lose power, be pulled in full, and then
+// TestVerifiedIdle has a source lose power, be pulled in full, and then
 // be opened and closed without a change: its checkpoints stay what they are.
-func TestInvariant8VerifiedIdle(t *testing.T) {
+func TestVerifiedIdle(t *testing.T) {
 	t.Parallel()
 	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
@@ -349,10 +349,10 @@ func TestInvariant8VerifiedIdle(t *testing.T) {
 	})
 }
 
-// TestInvariant8VerifiedRecovered opens a database that has lost log records and
+// TestVerifiedRecovered opens a database that has lost log records and
 // the clock's ceiling, but not the index rows that were written with them: their
 // sequences and clocks are not given out again.
-func TestInvariant8VerifiedRecovered(t *testing.T) {
+func TestVerifiedRecovered(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		onDisk(t, simtest.NewDisk(), func(db *leveldb.DB) {
@@ -377,10 +377,10 @@ func TestInvariant8VerifiedRecovered(t *testing.T) {
 	})
 }
 
-// TestInvariant8VerifiedUnpublished has a commit take its time after leveldb has
+// TestVerifiedUnpublished has a commit take its time after leveldb has
 // shown it to readers: goleveldb does so if a batch is larger than its write
 // buffer. A peer that has read the record does not come to doubt the log for it.
-func TestInvariant8VerifiedUnpublished(t *testing.T) {
+func TestVerifiedUnpublished(t *testing.T) {
 	t.Parallel()
 	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
@@ -420,10 +420,10 @@ func TestInvariant8VerifiedUnpublished(t *testing.T) {
 	})
 }
 
-// TestInvariant8VerifiedSeen restores a source to a moment that the checkpoint is
+// TestVerifiedSeen restores a source to a moment that the checkpoint is
 // at, but before the greatest head at which a page was read: the keys that had
 // moved away in between are back where they were passed over.
-func TestInvariant8VerifiedSeen(t *testing.T) {
+func TestVerifiedSeen(t *testing.T) {
 	t.Parallel()
 	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		var was *simtest.Disk
@@ -456,9 +456,9 @@ func TestInvariant8VerifiedSeen(t *testing.T) {
 	})
 }
 
-// TestInvariant8VerifiedWhileSwept pulls in full from a source that opened
+// TestVerifiedWhileSwept pulls in full from a source that opened
 // discontinuously and is yet to remove its old log records.
-func TestInvariant8VerifiedWhileSwept(t *testing.T) {
+func TestVerifiedWhileSwept(t *testing.T) {
 	t.Parallel()
 	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		source.open()

@@ -20,10 +20,10 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// TestInvariant9ConsistentUnpublished has a peer sync with a source while a commit
+// TestConsistentUnpublished has a peer sync with a source while a commit
 // can be seen that is not over. The record that it supersedes is not passed over
 // without the one that takes its place.
-func TestInvariant9ConsistentUnpublished(t *testing.T) {
+func TestConsistentUnpublished(t *testing.T) {
 	t.Parallel()
 	for name, overwrite := range map[string]func(source *node) error{
 		"put": func(source *node) error { return source.r.Put([]byte("k"), largeValue, nil) },
@@ -59,10 +59,10 @@ func TestInvariant9ConsistentUnpublished(t *testing.T) {
 	}
 }
 
-// TestInvariant9ConsistentSeen freezes a pull when its first scan is over, but keys
+// TestConsistentSeen freezes a pull when its first scan is over, but keys
 // have moved up the log behind it: that satisfies no SyncNow, and is not
 // acknowledged.
-func TestInvariant9ConsistentSeen(t *testing.T) {
+func TestConsistentSeen(t *testing.T) {
 	t.Parallel()
 	inPair(t, 9, func(t *testing.T, c *cluster, source, n *node) {
 		synced, moved := halfway(c)
@@ -89,10 +89,10 @@ func TestInvariant9ConsistentSeen(t *testing.T) {
 	})
 }
 
-// TestInvariant9ConsistentValues overwrites keys in the midst of the reading of
+// TestConsistentValues overwrites keys in the midst of the reading of
 // pages and values. Whatever a peer is found to have, at any moment, is what was
 // written with that stamp; and SyncNow returns with all that was there at the call.
-func TestInvariant9ConsistentValues(t *testing.T) {
+func TestConsistentValues(t *testing.T) {
 	t.Parallel()
 	inPair(t, 9, func(t *testing.T, c *cluster, source, n *node) {
 		n.open()
@@ -185,9 +185,9 @@ func TestInvariant9ConsistentValues(t *testing.T) {
 	})
 }
 
-// TestInvariant9ConsistentFetches overwrites all keys in the midst of the reading
+// TestConsistentFetches overwrites all keys in the midst of the reading
 // of values that a peer fetches, and looks at all that the peer ever commits.
-func TestInvariant9ConsistentFetches(t *testing.T) {
+func TestConsistentFetches(t *testing.T) {
 	t.Parallel()
 	inPair(t, 9, func(t *testing.T, c *cluster, source, n *node) {
 		n.open()
@@ -251,9 +251,9 @@ func TestInvariant9ConsistentFetches(t *testing.T) {
 	})
 }
 
-// TestInvariant9ConsistentAcknowledgements looks at what a peer would have after a
+// TestConsistentAcknowledgements looks at what a peer would have after a
 // power cut: all that it has acknowledged.
-func TestInvariant9ConsistentAcknowledgements(t *testing.T) {
+func TestConsistentAcknowledgements(t *testing.T) {
 	t.Parallel()
 	inPair(t, 9, func(t *testing.T, c *cluster, source, n *node) {
 		source.open()
@@ -283,10 +283,10 @@ func TestInvariant9ConsistentAcknowledgements(t *testing.T) {
 	})
 }
 
-// TestInvariant9ConsistentAcknowledgementsRestated breaks a connection before what
+// TestConsistentAcknowledgementsRestated breaks a connection before what
 // was merged over it is made durable: the next session must not acknowledge it at
 // once.
-func TestInvariant9ConsistentAcknowledgementsRestated(t *testing.T) {
+func TestConsistentAcknowledgementsRestated(t *testing.T) {
 	t.Parallel()
 	inPair(t, 9, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
@@ -311,9 +311,9 @@ func TestInvariant9ConsistentAcknowledgementsRestated(t *testing.T) {
 	})
 }
 
-// TestInvariant9ConsistentAcknowledgementsGoOn writes without a pause: that must
+// TestConsistentAcknowledgementsGoOn writes without a pause: that must
 // not keep a peer from acknowledging what it has.
-func TestInvariant9ConsistentAcknowledgementsGoOn(t *testing.T) {
+func TestConsistentAcknowledgementsGoOn(t *testing.T) {
 	t.Parallel()
 	inPair(t, 9, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
@@ -327,9 +327,9 @@ func TestInvariant9ConsistentAcknowledgementsGoOn(t *testing.T) {
 	})
 }
 
-// TestInvariant9ConsistentAcknowledgementsUnpublished has a peer acknowledge a record
+// TestConsistentAcknowledgementsUnpublished has a peer acknowledge a record
 // whose commit is visible, but not over: it holds.
-func TestInvariant9ConsistentAcknowledgementsUnpublished(t *testing.T) {
+func TestConsistentAcknowledgementsUnpublished(t *testing.T) {
 	t.Parallel()
 	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()

@@ -86,8 +86,8 @@ func checkClosed(t *testing.T, n *node, label string) {
 	n.r, n.db = nil, nil
 }
 
-// TestInvariant14Closed closes a replica in different company.
-func TestInvariant14Closed(t *testing.T) {
+// TestClosed closes a replica in different company.
+func TestClosed(t *testing.T) {
 	t.Parallel()
 	for name, meanwhile := range map[string]func(c *cluster, label string){
 		"just opened": func(c *cluster, _ string) {},
@@ -156,9 +156,9 @@ func TestInvariant14Closed(t *testing.T) {
 	}
 }
 
-// TestInvariant14ClosedDuringPulls closes a replica at operations of its disk
+// TestClosedDuringPulls closes a replica at operations of its disk
 // while it pulls, and is pulled from.
-func TestInvariant14ClosedDuringPulls(t *testing.T) {
+func TestClosedDuringPulls(t *testing.T) {
 	t.Parallel()
 	for at := int64(1); ; at += 1 + at/3 {
 		reached := false
@@ -198,10 +198,10 @@ func TestInvariant14ClosedDuringPulls(t *testing.T) {
 	}
 }
 
-// TestInvariant14ClosedWithCallersInside closes a replica that is being used in
+// TestClosedWithCallersInside closes a replica that is being used in
 // all ways. Each caller gets what it asked for, or ErrClosed; what was
 // acknowledged is there.
-func TestInvariant14ClosedWithCallersInside(t *testing.T) {
+func TestClosedWithCallersInside(t *testing.T) {
 	t.Parallel()
 	for seed := range int64(6) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -291,9 +291,9 @@ func TestInvariant14ClosedWithCallersInside(t *testing.T) {
 	}
 }
 
-// TestInvariant14ClosedWaitsForWrites holds up a write while Close is called:
+// TestClosedWaitsForWrites holds up a write while Close is called:
 // it is let in the end, and so are those behind it.
-func TestInvariant14ClosedWaitsForWrites(t *testing.T) {
+func TestClosedWaitsForWrites(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		disk := simtest.NewDisk()
@@ -323,9 +323,9 @@ func TestInvariant14ClosedWaitsForWrites(t *testing.T) {
 	})
 }
 
-// TestInvariant14ClosedWaitsForReads holds up reads while Close is called: the
+// TestClosedWaitsForReads holds up reads while Close is called: the
 // caller may close the handle as soon as it has returned.
-func TestInvariant14ClosedWaitsForReads(t *testing.T) {
+func TestClosedWaitsForReads(t *testing.T) {
 	t.Parallel()
 	for name, read := range map[string]func(r *replicator.Replicator) error{
 		"get":     func(r *replicator.Replicator) error { return second(r.Get([]byte("key"), nil)) },
@@ -365,9 +365,9 @@ func TestInvariant14ClosedWaitsForReads(t *testing.T) {
 	}
 }
 
-// TestInvariant14ClosedOnFullBuffers closes, in real time, a replica whose peer
+// TestClosedOnFullBuffers closes, in real time, a replica whose peer
 // has stopped taking what it is sent, and one whose peer is far away over TCP.
-func TestInvariant14ClosedOnFullBuffers(t *testing.T) {
+func TestClosedOnFullBuffers(t *testing.T) {
 	before := runtime.NumGoroutine()
 	c := newCluster(t, 14, 2).mesh().open()
 	for _, n := range c.nodes { // each sends more than the buffers take

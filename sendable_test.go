@@ -13,9 +13,9 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/opt"
 )
 
-// TestInvariant11SendableLimits writes what is as large as it may be, and one
+// TestSendableLimits writes what is as large as it may be, and one
 // byte more.
-func TestInvariant11SendableLimits(t *testing.T) {
+func TestSendableLimits(t *testing.T) {
 	t.Parallel()
 	const maxValue = 16 << 20
 	inSeeded(t, 11, 2, func(t *testing.T, c *cluster) {
@@ -93,8 +93,8 @@ func TestInvariant11SendableLimits(t *testing.T) {
 	})
 }
 
-// TestInvariant11SendableKeys replicates keys at the edges of what a key may be.
-func TestInvariant11SendableKeys(t *testing.T) {
+// TestSendableKeys replicates keys at the edges of what a key may be.
+func TestSendableKeys(t *testing.T) {
 	t.Parallel()
 	inSeeded(t, 11, 2, func(t *testing.T, c *cluster) {
 		c.mesh().open()
@@ -118,9 +118,9 @@ func TestInvariant11SendableKeys(t *testing.T) {
 	})
 }
 
-// TestInvariant11SendableOption holds a limit of the caller's choice, and keeps
+// TestSendableOption holds a limit of the caller's choice, and keeps
 // replicas of different limits apart.
-func TestInvariant11SendableOption(t *testing.T) {
+func TestSendableOption(t *testing.T) {
 	t.Parallel()
 	inSeeded(t, 11, 3, func(t *testing.T, c *cluster) {
 		c.mesh()

@@ -19,10 +19,10 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/storage"
 )
 
-// TestInvariant2OrderedForReaders lets concurrent callers write singly and in
+// TestOrderedForReaders lets concurrent callers write singly and in
 // batches, with merges between them. Whoever reads the log through a snapshot
 // sees it without a gap, and up to the head that was told before.
-func TestInvariant2OrderedForReaders(t *testing.T) {
+func TestOrderedForReaders(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		onDisk(t, simtest.NewDisk(), func(db *leveldb.DB) {
@@ -116,9 +116,9 @@ func checkOrdered(t *testing.T, db *leveldb.DB, epoch replicator.Origin, head ui
 	require.Empty(t, last, "a part of a batch is visible")
 }
 
-// TestInvariant2OrderedInGroups holds up a leader's write until others wait, and
+// TestOrderedInGroups holds up a leader's write until others wait, and
 // counts what the disk does for them.
-func TestInvariant2OrderedInGroups(t *testing.T) {
+func TestOrderedInGroups(t *testing.T) {
 	t.Parallel()
 	const callers = 64
 	put := func(wo func(i int) *opt.WriteOptions) func(r *replicator.Replicator, key string, i int) error {
@@ -194,9 +194,9 @@ func TestInvariant2OrderedInGroups(t *testing.T) {
 	}
 }
 
-// TestInvariant2OrderedCallersShareSyncs lets callers write with Sync on a disk
+// TestOrderedCallersShareSyncs lets callers write with Sync on a disk
 // that takes its time.
-func TestInvariant2OrderedCallersShareSyncs(t *testing.T) {
+func TestOrderedCallersShareSyncs(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		disk := simtest.NewDisk()
@@ -226,9 +226,9 @@ func TestInvariant2OrderedCallersShareSyncs(t *testing.T) {
 	})
 }
 
-// TestInvariant2OrderedResults gives each caller the result of its own group:
+// TestOrderedResults gives each caller the result of its own group:
 // the one before a failed one has succeeded, and so on.
-func TestInvariant2OrderedResults(t *testing.T) {
+func TestOrderedResults(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		disk := simtest.NewDisk()

@@ -147,11 +147,11 @@ func (p *pairs) verify(t testing.TB, disk *simtest.Disk, owner string, acknowled
 	})
 }
 
-// TestInvariant1AtomicAtEveryDiskOperation lets callers write in groups, with
+// TestAtomicAtEveryDiskOperation lets callers write in groups, with
 // and without Sync, while a peer's changes to the same keys are merged, and looks
 // at what is found if the process dies, or the power is cut, at each of the
 // disk's operations.
-func TestInvariant1AtomicAtEveryDiskOperation(t *testing.T) {
+func TestAtomicAtEveryDiskOperation(t *testing.T) {
 	t.Parallel()
 	inCluster(t, 2, func(t *testing.T, c *cluster) {
 		c.mesh()
@@ -200,10 +200,10 @@ func TestInvariant1AtomicAtEveryDiskOperation(t *testing.T) {
 	})
 }
 
-// TestInvariant1AtomicAfterFaults has each of the disk's operations fail once,
+// TestAtomicAfterFaults has each of the disk's operations fail once,
 // at an opening, a write, a merge, a compaction or a close: what fails is there
 // as a whole or not at all, and what was acknowledged before it is there.
-func TestInvariant1AtomicAfterFaults(t *testing.T) {
+func TestAtomicAfterFaults(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 1))

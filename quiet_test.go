@@ -11,9 +11,9 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/opt"
 )
 
-// TestInvariant6Quiet lets a mesh agree, and then looks for anything that is
+// TestQuiet lets a mesh agree, and then looks for anything that is
 // written or sent.
-func TestInvariant6Quiet(t *testing.T) {
+func TestQuiet(t *testing.T) {
 	t.Parallel()
 	inSeeded(t, 6, 3, func(t *testing.T, c *cluster) {
 		c.mesh()
@@ -60,9 +60,9 @@ func TestInvariant6Quiet(t *testing.T) {
 	})
 }
 
-// TestInvariant6QuietEchoes counts the records that are sent: each once, and none
+// TestQuietEchoes counts the records that are sent: each once, and none
 // back to where it came from, over the log and over full pulls.
-func TestInvariant6QuietEchoes(t *testing.T) {
+func TestQuietEchoes(t *testing.T) {
 	t.Parallel()
 	inSeeded(t, 6, 2, func(t *testing.T, c *cluster) {
 		c.mesh()

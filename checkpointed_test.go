@@ -17,10 +17,10 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/storage"
 )
 
-// TestInvariant7CheckpointedNotEarly looks at the disk of a node at each of its
+// TestCheckpointedNotEarly looks at the disk of a node at each of its
 // operations during a full pull and a log pull, while the source writes on: the
 // checkpoint found there covers nothing that is not there.
-func TestInvariant7CheckpointedNotEarly(t *testing.T) {
+func TestCheckpointedNotEarly(t *testing.T) {
 	t.Parallel()
 	inPair(t, 7, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
@@ -98,9 +98,9 @@ func TestInvariant7CheckpointedNotEarly(t *testing.T) {
 	})
 }
 
-// TestInvariant7CheckpointedNotTwice cuts the connections of a long pull at random
+// TestCheckpointedNotTwice cuts the connections of a long pull at random
 // bytes, and kills the puller now and then. What was merged is not sent again.
-func TestInvariant7CheckpointedNotTwice(t *testing.T) {
+func TestCheckpointedNotTwice(t *testing.T) {
 	t.Parallel()
 	const records = 4000
 	for _, kind := range []string{"full", "log"} {
@@ -158,9 +158,9 @@ func (c *cluster) cutAt(bytes int) *atomic.Int64 {
 	return count
 }
 
-// TestInvariant7CheckpointedValues cuts the connections in the middle of large
+// TestCheckpointedValues cuts the connections in the middle of large
 // values: those that have arrived are not fetched again.
-func TestInvariant7CheckpointedValues(t *testing.T) {
+func TestCheckpointedValues(t *testing.T) {
 	t.Parallel()
 	inPair(t, 7, func(t *testing.T, c *cluster, source, n *node) {
 		c.open()
@@ -181,10 +181,10 @@ func TestInvariant7CheckpointedValues(t *testing.T) {
 	})
 }
 
-// TestInvariant7CheckpointedScans watches the cursor of pulls that are cut again
+// TestCheckpointedScans watches the cursor of pulls that are cut again
 // and again while the source writes on: a scan is finished before a new one
 // starts, over restarts too.
-func TestInvariant7CheckpointedScans(t *testing.T) {
+func TestCheckpointedScans(t *testing.T) {
 	t.Parallel()
 	inPair(t, 77, func(t *testing.T, c *cluster, source, n *node) {
 		c.net.Partition([]string{"n1"})
@@ -245,9 +245,9 @@ func TestInvariant7CheckpointedScans(t *testing.T) {
 	})
 }
 
-// TestInvariant7CheckpointedRescan reads a long log in key order: what is merged
+// TestCheckpointedRescan reads a long log in key order: what is merged
 // already is passed over, and nothing is sent twice.
-func TestInvariant7CheckpointedRescan(t *testing.T) {
+func TestCheckpointedRescan(t *testing.T) {
 	t.Parallel()
 	inPair(t, 8, func(t *testing.T, c *cluster, source, n *node) {
 		c.paging = func(o replicator.Options) *replicator.Options {

@@ -145,10 +145,10 @@ func (u *unique) note(r *replicator.Replicator, key string, see func(uint64), ab
 	u.made[v.Stamp] = key
 }
 
-// TestInvariant3Unique opens, closes, kills, cuts, restores and clones databases
+// TestUnique opens, closes, kills, cuts, restores and clones databases
 // at random, and collects the stamps of all changes that are made. After
 // anything but a restore, clocks also go on above all that was ever visible.
-func TestInvariant3Unique(t *testing.T) {
+func TestUnique(t *testing.T) {
 	t.Parallel()
 	for seed := uint64(1); seed <= 5; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -183,10 +183,10 @@ func TestInvariant3Unique(t *testing.T) {
 	}
 }
 
-// TestInvariant3UniqueAcrossCeiling makes changes across the end of what is
+// TestUniqueAcrossCeiling makes changes across the end of what is
 // reserved, and looks at every operation of the disk whether a power cut there
 // would let a clock return.
-func TestInvariant3UniqueAcrossCeiling(t *testing.T) {
+func TestUniqueAcrossCeiling(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		disk := simtest.NewDisk()

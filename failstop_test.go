@@ -14,8 +14,8 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/storage"
 )
 
-// TestInvariant13FailStop has one write to the disk fail, of each kind.
-func TestInvariant13FailStop(t *testing.T) {
+// TestFailStop has one write to the disk fail, of each kind.
+func TestFailStop(t *testing.T) {
 	t.Parallel()
 	cause := fmt.Errorf("the disk is gone: %w", syscall.EIO)
 	for name, failing := range map[string]struct {
@@ -121,10 +121,10 @@ func checkFailed(t *testing.T, a, b *node) {
 	require.Len(t, a.state().values, len(found.data))
 }
 
-// TestInvariant13FailStopAtClose has each operation of the disk fail while a
+// TestFailStopAtClose has each operation of the disk fail while a
 // Replicator is closed, once or for good. If the database counts as cleanly
 // closed even so, nothing is missing after a power cut.
-func TestInvariant13FailStopAtClose(t *testing.T) {
+func TestFailStopAtClose(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		const changes = 40

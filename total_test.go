@@ -59,9 +59,9 @@ func randomEntry(rng *rand.Rand, number int) replicator.Entry {
 	return e
 }
 
-// TestInvariant4TotalInAnyOrder gives the same changes to several replicas, in
+// TestTotalInAnyOrder gives the same changes to several replicas, in
 // another order and grouping each, some of them twice, and with restarts.
-func TestInvariant4TotalInAnyOrder(t *testing.T) {
+func TestTotalInAnyOrder(t *testing.T) {
 	t.Parallel()
 	for seed := uint64(1); seed <= 10; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -136,9 +136,9 @@ func mergeSome(t *testing.T, r *replicator.Replicator, entries []replicator.Entr
 	return len(page)
 }
 
-// TestInvariant4TotalExchange lets writers meet others in all orders. Whoever has
+// TestTotalExchange lets writers meet others in all orders. Whoever has
 // met all of them holds the greatest of their changes.
-func TestInvariant4TotalExchange(t *testing.T) {
+func TestTotalExchange(t *testing.T) {
 	t.Parallel()
 	const writers = 3
 	orders := [][]int{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}}
@@ -193,9 +193,9 @@ func TestInvariant4TotalExchange(t *testing.T) {
 	})
 }
 
-// TestInvariant4TotalWrittenInBetween has a key written between the two halves of
+// TestTotalWrittenInBetween has a key written between the two halves of
 // a merge.
-func TestInvariant4TotalWrittenInBetween(t *testing.T) {
+func TestTotalWrittenInBetween(t *testing.T) {
 	t.Parallel()
 	at := func(clock uint64, deleted bool) replicator.Version {
 		return replicator.Version{Stamp: replicator.Stamp{Clock: clock, Origin: 1<<63 + 1}, Deleted: deleted}
@@ -275,10 +275,10 @@ func TestInvariant4TotalWrittenInBetween(t *testing.T) {
 	}
 }
 
-// TestInvariant4TotalUnderRaces lets merges race each other and local writes to
+// TestTotalUnderRaces lets merges race each other and local writes to
 // the same keys. The version of a key never goes back, the greatest stays, and a
 // local change is above all that was there before it.
-func TestInvariant4TotalUnderRaces(t *testing.T) {
+func TestTotalUnderRaces(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		onDisk(t, simtest.NewDisk(), func(db *leveldb.DB) {

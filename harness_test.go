@@ -2,6 +2,7 @@ package replicator_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -19,6 +20,56 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/opt"
 	"github.com/syndtr/goleveldb/leveldb/storage"
 )
+
+var (
+	long  = flag.Bool("long", false, "run more seeds, and with more data, than every day")
+	seed  = flag.Int64("seed", 0, "run the randomised tests with this seed only")
+	story = flag.Bool("story", false, "print the steps of the simulation")
+)
+
+// budget returns how much of something a test does: with -short, every day, and with
+// -long.
+func budget(short, normal, most int) int {
+	switch {
+	case *long:
+		return most
+	case testing.Short():
+		return short
+	}
+	return normal
+}
+
+// eachSeed runs a randomised test with a number of seeds, or with the one of -seed.
+// If it fails it says how to repeat that.
+func eachSeed(t *testing.T, seeds int, test func(t *testing.T, seed int64)) {
+	first, last := int64(1), int64(seeds)
+	if *seed != 0 {
+		first, last = *seed, *seed
+	}
+	name := t.Name()
+	for s := first; s <= last; s++ {
+		t.Run(fmt.Sprint(s), func(t *testing.T) {
+			t.Parallel()
+			defer func() {
+				if t.Failed() {
+					t.Logf("to repeat: go test -run '^%s$' -seed %d%s .", name, s, otherFlags())
+				}
+			}()
+			test(t, s)
+		})
+	}
+}
+
+// otherFlags returns the flags of this package that were given, but for those that
+// choose seeds.
+func otherFlags() (flags string) {
+	flag.Visit(func(f *flag.Flag) {
+		if !strings.HasPrefix(f.Name, "test.") && f.Name != "seed" && f.Name != "seeds" {
+			flags += fmt.Sprintf(" -%s=%v", f.Name, f.Value)
+		}
+	})
+	return flags
+}
 
 // inBubble runs a test in simulated time. The databases that it closes get the
 // second that a goroutine of goleveldb's needs to end.
@@ -374,7 +425,7 @@ func (c *cluster) converge() {
 			fmt.Fprintf(&report, "\t%s, id %.8v: %s, behind %d, unconfirmed %d, %s\n", p.Addr, p.ID, p.State, p.Behind, p.Unconfirmed, p.LastError)
 		}
 	}
-	if *simTrace {
+	if *story {
 		stacks := make([]byte, 1<<20)
 		fmt.Printf("%s\n", stacks[:runtime.Stack(stacks, true)])
 	}

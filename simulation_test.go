@@ -1,6 +1,7 @@
 package replicator_test
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -16,42 +17,24 @@ import (
 )
 
 var (
-	simSeeds = flag.Int("seeds", 200, "number of seeds that the simulation runs")
-	simSeed  = flag.Int64("seed", 0, "run the simulation with this seed only")
+	simSeeds = flag.Int("seeds", 0, "number of seeds that the simulation runs: 200, or what -short and -long make of it, if 0")
 	simSteps = flag.Int("steps", 120, "number of steps of each simulation")
-	simTrace = flag.Bool("story", false, "print the steps of the simulation")
 )
 
 // TestSimulation lets small clusters do everything that can happen to them, and
 // checks that all replicas end in the same state.
 func TestSimulation(t *testing.T) {
-	if *simSeed != 0 {
-		simulate(t, *simSeed)
-		return
-	}
-	for seed := int64(1); seed <= int64(*simSeeds); seed++ {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			t.Parallel()
-			simulate(t, seed)
+	eachSeed(t, cmp.Or(*simSeeds, budget(20, 200, 2000)), func(t *testing.T, seed int64) {
+		inSeeded(t, seed, 3+int(seed%5), func(t *testing.T, c *cluster) {
+			s := &simulation{cluster: c}
+			s.build()
+			s.page()
+			s.open()
+			for step := range *simSteps {
+				s.step(step)
+			}
+			s.converge()
 		})
-	}
-}
-
-func simulate(t *testing.T, seed int64) {
-	defer func() {
-		if t.Failed() {
-			t.Logf("to repeat: go test -run '^TestSimulation$' -seed %d -steps %d .", seed, *simSteps)
-		}
-	}()
-	inSeeded(t, seed, 3+int(seed%5), func(t *testing.T, c *cluster) {
-		s := &simulation{cluster: c}
-		s.build()
-		s.page()
-		s.open()
-		for step := range *simSteps {
-			s.step(step)
-		}
-		s.converge()
 	})
 }
 
@@ -115,7 +98,7 @@ func (s *simulation) page() {
 }
 
 func (s *simulation) trace(format string, args ...any) {
-	if *simTrace {
+	if *story {
 		s.t.Logf("%v "+format, append([]any{time.Now().Format("15:04:05.000")}, args...)...)
 	}
 }

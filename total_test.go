@@ -63,59 +63,57 @@ func randomEntry(rng *rand.Rand, number int) replicator.Entry {
 // another order and grouping each, some of them twice, and with restarts.
 func TestTotalInAnyOrder(t *testing.T) {
 	t.Parallel()
-	for seed := uint64(1); seed <= 10; seed++ {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			inBubble(t, func(t *testing.T) {
-				rng := rand.New(rand.NewPCG(seed, 4))
-				var entries []replicator.Entry
-				winners := map[string]replicator.Entry{}
-				for i := range 80 {
-					e := randomEntry(rng, i)
-					entries = append(entries, e)
-					if w, has := winners[e.Key]; !has || order(e, w) > 0 {
-						winners[e.Key] = e
+	eachSeed(t, budget(3, 10, 100), func(t *testing.T, seed int64) {
+		inBubble(t, func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(uint64(seed), 4))
+			var entries []replicator.Entry
+			winners := map[string]replicator.Entry{}
+			for i := range 80 {
+				e := randomEntry(rng, i)
+				entries = append(entries, e)
+				if w, has := winners[e.Key]; !has || order(e, w) > 0 {
+					winners[e.Key] = e
+				}
+			}
+			var first replicator.Digest
+			for replica := range 6 {
+				onDisk(t, simtest.NewDisk(), func(db *leveldb.DB) {
+					r := openPlain(t, db, "boot")
+					defer func() { require.NoError(t, r.Close()) }()
+					all := append(slices.Clone(entries), entries[:20]...)
+					rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+					for len(all) > 0 {
+						all = all[mergeSome(t, r, all, 1+rng.IntN(8)):]
+						if rng.IntN(10) == 0 {
+							require.NoError(t, r.Close())
+							r = openPlain(t, db, "boot")
+						}
 					}
-				}
-				var first replicator.Digest
-				for replica := range 6 {
-					onDisk(t, simtest.NewDisk(), func(db *leveldb.DB) {
-						r := openPlain(t, db, "boot")
-						defer func() { require.NoError(t, r.Close()) }()
-						all := append(slices.Clone(entries), entries[:20]...)
-						rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-						for len(all) > 0 {
-							all = all[mergeSome(t, r, all, 1+rng.IntN(8)):]
-							if rng.IntN(10) == 0 {
-								require.NoError(t, r.Close())
-								r = openPlain(t, db, "boot")
-							}
-						}
-						found := readRows(t, db)
-						require.Len(t, found.index, len(winners))
-						for key, w := range winners {
-							require.Equal(t, w.Version, found.index[key].Version, key)
-							require.Equal(t, w.Value, found.data[key], key)
-						}
-						require.NoError(t, found.checkData())
-						require.NoError(t, found.checkLog())
-						digest, err := r.Digest()
-						require.NoError(t, err)
-						if replica == 0 {
-							first = digest
-						}
-						require.Equal(t, first, digest)
-						// Once more, all of it: nothing is new.
-						head := r.Status().Head
-						mergeSome(t, r, entries[:1], 1)
-						for i := range entries {
-							mergeSome(t, r, entries[i:], 1)
-						}
-						require.Equal(t, head, r.Status().Head, "merge is not idempotent")
-					})
-				}
-			})
+					found := readRows(t, db)
+					require.Len(t, found.index, len(winners))
+					for key, w := range winners {
+						require.Equal(t, w.Version, found.index[key].Version, key)
+						require.Equal(t, w.Value, found.data[key], key)
+					}
+					require.NoError(t, found.checkData())
+					require.NoError(t, found.checkLog())
+					digest, err := r.Digest()
+					require.NoError(t, err)
+					if replica == 0 {
+						first = digest
+					}
+					require.Equal(t, first, digest)
+					// Once more, all of it: nothing is new.
+					head := r.Status().Head
+					mergeSome(t, r, entries[:1], 1)
+					for i := range entries {
+						mergeSome(t, r, entries[i:], 1)
+					}
+					require.Equal(t, head, r.Status().Head, "merge is not idempotent")
+				})
+			}
 		})
-	}
+	})
 }
 
 // mergeSome merges up to most entries in one go, as many as have different keys,

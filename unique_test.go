@@ -150,37 +150,36 @@ func (u *unique) note(r *replicator.Replicator, key string, see func(uint64), ab
 // anything but a restore, clocks also go on above all that was ever visible.
 func TestUnique(t *testing.T) {
 	t.Parallel()
-	for seed := uint64(1); seed <= 5; seed++ {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			inBubble(t, func(t *testing.T) {
-				u := &unique{t: t, rng: rand.New(rand.NewPCG(seed, 3)), made: map[replicator.Stamp]string{}, epochs: map[replicator.Origin]bool{}}
-				current := lineage{disk: simtest.NewDisk(), boot: 1}
-				kept := []lineage{current}
-				for range 50 {
-					images := u.session(current)
-					kept = append(kept, images...)
-					switch u.rng.IntN(4) {
-					case 0:
-						current = kept[u.rng.IntN(len(kept))] // a backup
-					case 1:
-						current = images[u.rng.IntN(len(images))]
-					default:
-						current = images[0]
-					}
-					current.disk = current.disk.Copy()
+	eachSeed(t, budget(2, 5, 50), func(t *testing.T, seed int64) {
+		inBubble(t, func(t *testing.T) {
+			u := &unique{t: t, rng: rand.New(rand.NewPCG(uint64(seed), 3)), made: map[replicator.Stamp]string{}, epochs: map[replicator.Origin]bool{}}
+			current := lineage{disk: simtest.NewDisk(), boot: 1}
+			onDisk(t, current.disk, func(*leveldb.DB) {}) // goleveldb's own beginnings are not atomic
+			kept := []lineage{current}
+			for range 50 {
+				images := u.session(current)
+				kept = append(kept, images...)
+				switch u.rng.IntN(4) {
+				case 0:
+					current = kept[u.rng.IntN(len(kept))] // a backup
+				case 1:
+					current = images[u.rng.IntN(len(images))]
+				default:
+					current = images[0]
 				}
-				// All copies that were ever made wake up at once.
-				var wg sync.WaitGroup
-				for i := range kept {
-					kept[i].disk = kept[i].disk.Copy()
-					wg.Go(func() { u.session(kept[i]) })
-				}
-				wg.Wait()
-				t.Logf("%d changes in %d epochs", len(u.made), len(u.epochs))
-				require.Greater(t, len(u.made), 1000)
-			})
+				current.disk = current.disk.Copy()
+			}
+			// All copies that were ever made wake up at once.
+			var wg sync.WaitGroup
+			for i := range kept {
+				kept[i].disk = kept[i].disk.Copy()
+				wg.Go(func() { u.session(kept[i]) })
+			}
+			wg.Wait()
+			t.Logf("%d changes in %d epochs", len(u.made), len(u.epochs))
+			require.Greater(t, len(u.made), 1000)
 		})
-	}
+	})
 }
 
 // TestUniqueAcrossCeiling makes changes across the end of what is

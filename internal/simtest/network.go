@@ -15,12 +15,10 @@ import (
 // connections can be frozen or cut after any number of bytes. Connections
 // behave like TCP's, with the errors of package net.
 //
-// An address is the name of a host; what follows a ':' or '#' tells apart
-// several addresses of it. Others can be redirected there. One mutex guards the network, its listeners and its
-// connections. All blocking is done by sync.Cond, thus durably in the synctest
-// bubble which made the network.
+// An address is the name of a host; what follows a ':' or '#' tells apart several
+// addresses of it. Others can be redirected there.
 type Network struct {
-	mu        sync.Mutex
+	mu        sync.Mutex // guards the network, its listeners and its connections
 	rng       *rand.Rand
 	cut       func(from, to string) int
 	listeners map[string]*listener
@@ -49,7 +47,7 @@ func (n *Network) Listen(addr string) net.Listener {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.listeners[addr] != nil {
-		panic("Network: address in use: " + addr)
+		panic("simtest: address in use: " + addr)
 	}
 	l := &listener{net: n, addr: address(addr), cond: sync.NewCond(&n.mu)}
 	n.listeners[addr] = l
@@ -134,8 +132,9 @@ func (n *Network) Heal() {
 	n.update(func() { clear(n.groups) })
 }
 
-// Freeze lets nothing more pass between hosts a and b, without telling them:
-// dials succeed, and so do writes until the buffer is full.
+// Freeze lets nothing more pass between hosts a and b, without telling them: dials
+// succeed, and so do writes until the buffer is full, as on a half-open connection
+// or behind a router that has forgotten it.
 func (n *Network) Freeze(a, b string) {
 	n.between(a, b, func(l *lane) { l.frozen = true })
 }

@@ -187,29 +187,3 @@ func hold(disk *simtest.Disk) (entered <-chan struct{}, letGo func()) {
 	})
 	return held, sync.OnceFunc(func() { close(release) })
 }
-
-// largeValue is larger than the write buffer of a node's database.
-var largeValue = make([]byte, 100<<10)
-
-// holdCommit starts to write largeValue under a key, and returns when the value can
-// be read, while the commit has yet to be over: leveldb is held up in what it does
-// then with a batch that is larger than its write buffer. goOn lets it; over tells
-// how the write ended.
-func (n *node) holdCommit(key string, write func() error) (goOn func(), over <-chan error) {
-	release, rotating := make(chan struct{}), make(chan struct{})
-	var once atomic.Bool
-	n.disk.SetFault(func(op simtest.Op, fd storage.FileDesc, _ int64) error {
-		if op != simtest.OpCreate || fd.Type != storage.TypeJournal {
-			return nil
-		}
-		if value, err := n.db.Get([]byte(key), nil); err == nil && len(value) == len(largeValue) && once.CompareAndSwap(false, true) {
-			close(rotating)
-			<-release
-		}
-		return nil
-	})
-	ended := make(chan error, 1)
-	go func() { ended <- write() }()
-	<-rotating
-	return sync.OnceFunc(func() { close(release) }), ended
-}

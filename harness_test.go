@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -345,31 +344,6 @@ func (n *node) peer(addr string) (found replicator.PeerStatus) {
 
 func (n *node) inSync(addr string) bool { return n.peer(addr).State == "in sync" }
 
-// statusOf returns what n has to say of a peer, or nothing.
-func (n *node) statusOf(peer *node) (found replicator.PeerStatus) {
-	id := peer.r.Status().ID
-	for _, p := range n.r.Status().Peers {
-		if p.ID == id {
-			found = p
-		}
-	}
-	return found
-}
-
-// carried returns how many records of peer's a node was sent since it was opened.
-func (n *node) carried(peer *node) (records int64) { return n.statusOf(peer).RecordsIn }
-
-// acknowledged returns up to where a peer has told n to have made its log durable.
-func (n *node) acknowledged(peer *node) uint64 { return n.statusOf(peer).Acknowledged }
-
-// cursor returns how far a node has merged peer's log, as it would be found
-// after a restart.
-func (n *node) cursor(peer *node) replicator.Cursor {
-	c, err := replicator.StoredCursor(n.db, peer.r.Status().ID)
-	require.NoError(n.c.t, err)
-	return c
-}
-
 // index returns what a node knows of each key.
 func (n *node) index() map[string]replicator.Row { return indexOf(n.c.t, n.db) }
 
@@ -461,71 +435,4 @@ func (c *cluster) check() {
 			}
 		}
 	}
-}
-
-// covered checks that all of a peer's changes that a cursor covers are here.
-func covered(cursor replicator.Cursor, peer, here map[string]replicator.Row) error {
-	for key, row := range peer {
-		covers := row.Seq <= cursor.Checkpoint
-		switch {
-		case cursor.Log:
-			covers = covers || cursor.Reached <= row.Seq && row.Seq <= cursor.Upper
-		case cursor.Full:
-			covers = row.Seq <= cursor.Upper && key <= cursor.Key
-		}
-		if covers && here[key].Compare(row.Stamp) < 0 {
-			return fmt.Errorf("key %q: the cursor %+v covers %v, here is %v", key, cursor, row, here[key])
-		}
-	}
-	return nil
-}
-
-// pageSize is how many records come in one page at most.
-const pageSize = 500
-
-// halfway lets n1 pull from n0, in a scan of several pages, during which the keys
-// that are to come last move up the log. It freezes the network at the end of the
-// scan: n1 has a checkpoint, does not have the keys, and knows that more is to
-// come. It returns what SyncNow, called before that, will return.
-func halfway(c *cluster) (synced chan error, moved int) {
-	const base, keys = 10, 4*pageSize - 100
-	source, n := c.nodes[0], c.nodes[1]
-	c.open()
-	source.fill("base", 0, base, 0)
-	c.converge()
-	time.Sleep(time.Second)
-	c.net.Partition([]string{"n1"})
-	moved = pageSize / 2
-	source.fill("k", 0, keys, 10)
-	start := n.r.Status().Head
-	var stage atomic.Int64
-	n.disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
-		if op != simtest.OpWrite {
-			return nil
-		}
-		switch head := n.r.Status().Head; {
-		case head == start && n.r.Status().Peers[0].RecordsIn >= pageSize && stage.CompareAndSwap(0, 1):
-			for i := range moved { // a log is read from its end
-				key := fmt.Sprintf("k%05d", i)
-				if err := source.r.Put([]byte(key), []byte("moved"), nil); err != nil {
-					panic(err)
-				}
-			}
-		case head == start+2*pageSize && stage.CompareAndSwap(1, 2):
-			synctest.Wait() // the last page has arrived, the one after it is not asked for
-			c.net.Freeze("n0", "n1")
-		}
-		return nil
-	})
-	synced = make(chan error, 1)
-	c.net.Heal()
-	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
-		defer cancel()
-		synced <- n.r.SyncNow(ctx)
-	}()
-	time.Sleep(100 * time.Millisecond) // not synctest.Wait, which one goroutine may call at a time
-	n.disk.SetFault(nil)
-	require.EqualValues(c.t, 2, stage.Load())
-	return synced, moved
 }

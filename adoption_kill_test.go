@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -18,45 +19,49 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// killDir and killMoment are the environment of the process that is killed.
+// The environment of the process that is killed.
 const (
 	killDir    = "REPLICATOR_TEST_DIR"
 	killMoment = "REPLICATOR_TEST_MOMENT"
+	killKeys   = "REPLICATOR_TEST_KEYS"
 )
 
 // killProgress is how many keys are in the index, at both ends.
 type killProgress struct{ source, target uint64 }
 
-// adoptedKeys is how many keys there are: with the race detector, which makes
-// goleveldb ten times slower, a few less.
-var adoptedKeys = func() uint64 {
+// adoptedKeys is how many keys there are. With the race detector, which makes
+// goleveldb ten times slower, there are a few less.
+func adoptedKeys() uint64 {
+	if keys, err := strconv.ParseUint(os.Getenv(killKeys), 10, 64); err == nil {
+		return keys
+	}
 	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
 		return 20_000
 	}
-	return 100_000
-}()
+	return uint64(budget(20_000, 100_000, 500_000))
+}
 
 var killMoments = []struct {
 	name    string
-	reached func(killProgress) bool
+	reached func(p killProgress, keys uint64) bool
 }{
-	{"early in adoption", func(p killProgress) bool { return p.source >= adoptedKeys/20 }},
-	{"during the pull", func(p killProgress) bool { return p.target >= adoptedKeys/5 }},
-	{"late in the pull", func(p killProgress) bool { return p.target >= adoptedKeys*7/10 }},
-	{"never", func(killProgress) bool { return false }},
+	{"early in adoption", func(p killProgress, keys uint64) bool { return p.source >= keys/20 }},
+	{"during the pull", func(p killProgress, keys uint64) bool { return p.target >= keys/5 }},
+	{"late in the pull", func(p killProgress, keys uint64) bool { return p.target >= keys*7/10 }},
+	{"never", func(killProgress, uint64) bool { return false }},
 }
 
-// TestAdoptionSurvivesKills adopts a database of 100,000 keys, in real files, and
-// brings it to an empty peer over real TCP, in a process that gets a SIGKILL three
-// times on the way.
+// TestAdoptionSurvivesKills adopts a large database, in real files, and brings it to
+// an empty peer over real TCP, in a process that gets a SIGKILL three times on the
+// way.
 func TestAdoptionSurvivesKills(t *testing.T) {
-	dir := t.TempDir()
+	dir, keys := t.TempDir(), adoptedKeys()
 	key := func(i uint64) []byte { return fmt.Appendf(nil, "key %06d", i) }
 	value := func(i uint64) []byte { return fmt.Appendf(nil, "value of key %d, written before", i) }
 	db, err := leveldb.OpenFile(filepath.Join(dir, "source"), nil)
 	require.NoError(t, err)
 	var b leveldb.Batch
-	for i := range adoptedKeys {
+	for i := range keys {
 		b.Put(key(i), value(i))
 		if b.Len() == 1000 {
 			require.NoError(t, db.Write(&b, nil))
@@ -67,16 +72,16 @@ func TestAdoptionSurvivesKills(t *testing.T) {
 
 	var last killProgress
 	for i, moment := range killMoments {
-		runUntilKilled(t, dir, moment.name)
+		runUntilKilled(t, dir, moment.name, keys)
 		now := killProgress{indexedKeys(t, filepath.Join(dir, "source")), indexedKeys(t, filepath.Join(dir, "target"))}
 		t.Logf("killed %s: %+v", moment.name, now)
 		if moment.name == "never" {
-			require.Equal(t, killProgress{adoptedKeys, adoptedKeys}, now)
+			require.Equal(t, killProgress{keys, keys}, now)
 			break
 		}
-		require.True(t, moment.reached(now), "what was there when it was killed is there")
+		require.True(t, moment.reached(now, keys), "what was there when it was killed is there")
 		require.True(t, now.source >= last.source && now.target >= last.target)
-		require.Less(t, [...]uint64{now.source, now.target, now.target}[i], adoptedKeys, "it was interrupted")
+		require.Less(t, [...]uint64{now.source, now.target, now.target}[i], keys, "it was interrupted")
 		last = now
 	}
 
@@ -86,7 +91,7 @@ func TestAdoptionSurvivesKills(t *testing.T) {
 		require.NoError(t, err)
 		defer r.Close()
 		it := r.NewIterator(nil, nil)
-		for i := range adoptedKeys {
+		for i := range keys {
 			if !it.Next() || !bytes.Equal(key(i), it.Key()) || !bytes.Equal(value(i), it.Value()) {
 				require.Failf(t, "keys differ", "%s: at %d there is %q: %q, %v", name, i, it.Key(), it.Value(), it.Error())
 			}
@@ -99,13 +104,13 @@ func TestAdoptionSurvivesKills(t *testing.T) {
 		digests = append(digests, d)
 	}
 	require.Equal(t, digests[0], digests[1])
-	require.EqualValues(t, adoptedKeys, digests[0].Keys)
+	require.EqualValues(t, keys, digests[0].Keys)
 }
 
 // runUntilKilled runs TestKilledProcess in a process of its own.
-func runUntilKilled(t *testing.T, dir, moment string) {
+func runUntilKilled(t *testing.T, dir, moment string, keys uint64) {
 	cmd := exec.Command(os.Args[0], "-test.run=^TestKilledProcess$")
-	cmd.Env = append(os.Environ(), killDir+"="+dir, killMoment+"="+moment)
+	cmd.Env = append(os.Environ(), killDir+"="+dir, killMoment+"="+moment, fmt.Sprint(killKeys, "=", keys))
 	output, err := cmd.CombinedOutput()
 	if moment == "never" {
 		require.NoError(t, err, "%s", output)
@@ -152,7 +157,7 @@ func TestKilledProcess(t *testing.T) {
 	synced := make(chan error, 1)
 	for syncing := false; ; {
 		adoption := source.Status().Adoption
-		if reached(killProgress{adoption.Adopted, target.Status().Head}) {
+		if reached(killProgress{adoption.Adopted, target.Status().Head}, adoptedKeys()) {
 			require.NoError(t, self.Kill())
 			select {}
 		}

@@ -1,105 +1,23 @@
 package replicator_test
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
-	"github.com/syndtr/goleveldb/leveldb/opt"
 	"github.com/syndtr/goleveldb/leveldb/storage"
 )
 
-// fillDisk puts values into a database, as a program without a Replicator would.
-func fillDisk(t *testing.T, disk *simDisk, values map[string]string) {
-	db, err := leveldb.Open(disk, &opt.Options{DisableLargeBatchTransaction: true})
-	require.NoError(t, err)
-	var b leveldb.Batch
-	for key, value := range values {
-		b.Put([]byte(key), []byte(value))
-	}
-	require.NoError(t, db.Write(&b, &opt.WriteOptions{Sync: true}))
-	require.NoError(t, db.Close())
-}
-
-// slowDown makes every write to the journal take some time, and adoption with it.
-// The database must not get to its next journal, which goleveldb begins under a
-// mutex, for time does not pass in a bubble while somebody waits for one.
-func slowDown(disk *simDisk) {
-	disk.SetFault(func(op simOp, fd storage.FileDesc, _ int64) error {
-		if op == simWrite && fd.Type == storage.TypeJournal {
-			time.Sleep(50 * time.Millisecond)
-		}
-		return nil
-	})
-}
-
-// openNode opens a node with changed options, and a large write buffer.
-func openNode(n *node, change func(o *replicator.Options)) {
-	var err error
-	n.db, err = leveldb.Open(n.disk, &opt.Options{WriteBuffer: 16 << 20, DisableLargeBatchTransaction: true})
-	require.NoError(n.c.t, err)
-	o := n.options()
-	change(o)
-	n.r, err = replicator.Open(n.db, o)
-	require.NoError(n.c.t, err)
-}
-
-// openSlowly opens a node on a disk that is slow.
-func openSlowly(n *node) {
-	slowDown(n.disk)
-	openNode(n, func(*replicator.Options) {})
-}
-
-// until waits for a condition, for at most a minute of a bubble's time.
-func until(t testing.TB, what string, condition func() bool) {
-	for range 6000 {
-		if condition() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	require.FailNow(t, "it did not happen: "+what)
-}
-
-func (n *node) adopted() bool { return n.r.Status().Adoption.Done }
-
-func numbered(prefix string, count int, value string) map[string]string {
-	values := map[string]string{}
-	for i := range count {
-		values[fmt.Sprintf("%s%05d", prefix, i)] = fmt.Sprintf("%s of %d", value, i)
-	}
-	return values
-}
-
-// incompressible is a value that is too large to be sent along.
-func incompressible(rng *rand.Rand, size int) string {
-	b := make([]byte, size)
-	for i := range b {
-		b[i] = byte(rng.Uint32())
-	}
-	return string(b)
-}
-
-// adoptedOrigin is what stands for an origin in the stamp of an adopted key.
-func adoptedOrigin(value string) replicator.Origin {
-	sum := sha256.Sum256([]byte(value))
-	return replicator.Origin(binary.BigEndian.Uint64(sum[:]) &^ (1 << 63))
-}
-
 func TestAdoptionReachesAnEmptyPeer(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		c := newCluster(t, 1, 2)
-		defer c.close()
+	inCluster(t, 2, func(t *testing.T, c *cluster) {
 		c.link(0, 1)
 		values := numbered("key", 3000, "value")
 		maps.Copy(values, map[string]string{
@@ -139,9 +57,8 @@ func TestAdoptionOfTheSameCopySendsNoValues(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T) {
-				c := newCluster(t, 1, 2).mesh()
-				defer c.close()
+			inCluster(t, 2, func(t *testing.T, c *cluster) {
+				c.mesh()
 				const keys = 100
 				values := map[string]string{}
 				for i := range keys {
@@ -161,9 +78,7 @@ func TestAdoptionOfTheSameCopySendsNoValues(t *testing.T) {
 }
 
 func TestAdoptionPicksOneOfDifferentOldValues(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		c := newCluster(t, 1, 3)
-		defer c.close()
+	inCluster(t, 3, func(t *testing.T, c *cluster) {
 		c.link(0, 1)
 		c.link(1, 2)
 		want := map[string]string{}
@@ -188,9 +103,7 @@ func TestAdoptionPicksOneOfDifferentOldValues(t *testing.T) {
 }
 
 func TestAdoptionLosesToRealWrites(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		c := newCluster(t, 1, 2)
-		defer c.close()
+	inCluster(t, 2, func(t *testing.T, c *cluster) {
 		old := numbered("key", 50, "old")
 		fillDisk(t, c.nodes[0].disk, old)
 		c.open()
@@ -212,9 +125,7 @@ func TestAdoptionLosesToRealWrites(t *testing.T) {
 // TestAdoptionComparesKeysNotAdoptedYet lets entries of a peer arrive while
 // adoption is far from their keys.
 func TestAdoptionComparesKeysNotAdoptedYet(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		c := newCluster(t, 1, 2)
-		defer c.close()
+	inCluster(t, 2, func(t *testing.T, c *cluster) {
 		c.link(0, 1)
 		n0, n1 := c.nodes[0], c.nodes[1]
 		here, there := numbered("a", 6000, "before"), numbered("z", 40, "there")
@@ -239,7 +150,7 @@ func TestAdoptionComparesKeysNotAdoptedYet(t *testing.T) {
 		n1.put("z real", "real")
 		n1.delete("z deleted")
 
-		openSlowly(n0)
+		n0.openSlowly()
 		require.NoError(t, n0.sync())
 		require.False(t, n0.adopted(), "the test wants it to be under way")
 		require.Equal(t, want, n0.state().values)
@@ -295,9 +206,7 @@ func TestAdoptionRacesWithWrites(t *testing.T) {
 }
 
 func TestAdoptionSkipsWhatIsTooLarge(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		c := newCluster(t, 1, 2)
-		defer c.close()
+	inCluster(t, 2, func(t *testing.T, c *cluster) {
 		c.link(1, 0)
 		values := map[string]string{"a": "small", "limit": strings.Repeat("x", 1000), "z": "small"}
 		all := maps.Clone(values)
@@ -305,7 +214,7 @@ func TestAdoptionSkipsWhatIsTooLarge(t *testing.T) {
 		all[strings.Repeat("k", replicator.MaxKeySize+1)] = "long key"
 		fillDisk(t, c.nodes[0].disk, all)
 		for _, n := range c.nodes {
-			openNode(n, func(o *replicator.Options) { o.MaxValueSize = 1000 })
+			n.open(func(o *replicator.Options) { o.MaxValueSize = 1000 })
 		}
 		until(t, "adoption ends", c.nodes[0].adopted)
 		require.Equal(t, replicator.AdoptionStatus{Done: true, Adopted: 3, Skipped: 2}, c.nodes[0].r.Status().Adoption)
@@ -316,16 +225,14 @@ func TestAdoptionSkipsWhatIsTooLarge(t *testing.T) {
 }
 
 func TestSkipAdoption(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		c := newCluster(t, 1, 2)
-		defer c.close()
+	inCluster(t, 2, func(t *testing.T, c *cluster) {
 		c.link(0, 1)
 		n0, n1 := c.nodes[0], c.nodes[1]
 		fillDisk(t, n0.disk, map[string]string{"left alone": "old", "replaced": "old", "rewritten": "old", "deleted": "old"})
 		n1.open()
 		n1.put("replaced", "new")
 		n1.delete("deleted")
-		openNode(n0, func(o *replicator.Options) { o.SkipAdoption = true })
+		n0.open(func(o *replicator.Options) { o.SkipAdoption = true })
 		n0.put("rewritten", "new")
 		require.NoError(t, n0.sync())
 		require.NoError(t, n1.sync())
@@ -345,15 +252,13 @@ func TestSkipAdoption(t *testing.T) {
 func TestAdoptionResumes(t *testing.T) {
 	for name, restart := range map[string]func(n *node){"closed": (*node).close, "killed": (*node).kill} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T) {
-				c := newCluster(t, 1, 1)
-				defer c.close()
+			inCluster(t, 1, func(t *testing.T, c *cluster) {
 				n := c.nodes[0]
 				const keys = 10_000
 				fillDisk(t, n.disk, numbered("key", keys, "value"))
 				adopted := uint64(0)
 				for range 3 {
-					openSlowly(n)
+					n.openSlowly()
 					require.GreaterOrEqual(t, n.r.Status().Adoption.Adopted, adopted, "it goes on where it was")
 					until(t, "adoption goes on", func() bool { return n.r.Status().Adoption.Adopted > adopted })
 					adopted = n.r.Status().Adoption.Adopted
@@ -394,7 +299,7 @@ func testAdoptionStartsOver(t *testing.T, c *cluster, cut func(n *node), done bo
 	n := c.nodes[0]
 	const keys = 5000
 	fillDisk(t, n.disk, numbered("key", keys, "value"))
-	openSlowly(n)
+	n.openSlowly()
 	until(t, "adoption begins", func() bool { return n.r.Status().Adoption.Adopted > 1000 && (!done || n.adopted()) })
 	require.Equal(t, done, n.adopted())
 	n.disk.SetFault(nil)
@@ -437,17 +342,15 @@ func TestAdoptionIsForOldKeysOnly(t *testing.T) {
 // TestFirstOpeningIsKilled kills the process at every operation on the disk while
 // a database is wrapped for the first time.
 func TestFirstOpeningIsKilled(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		c := newCluster(t, 1, 1)
-		defer c.close()
+	inCluster(t, 1, func(t *testing.T, c *cluster) {
 		n := c.nodes[0]
 		values := numbered("key", 100, "value")
 		fillDisk(t, n.disk, values)
 		db, err := leveldb.Open(n.disk, nil)
 		require.NoError(t, err)
-		var killed []*simDisk // under the database's write lock
-		n.disk.SetFault(func(op simOp, _ storage.FileDesc, _ int64) error {
-			if op == simWrite || op == simSync {
+		var killed []*simtest.Disk // under the database's write lock
+		n.disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
+			if op == simtest.OpWrite || op == simtest.OpSync {
 				killed = append(killed, n.disk.Copy())
 			}
 			return nil

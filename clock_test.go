@@ -6,8 +6,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestInvariant15ClockSafeLocally refuses a local write that would pass 2^62.
-func TestInvariant15ClockSafeLocally(t *testing.T) {
+// TestClockSafeLocally refuses a local write that would pass 2^62.
+func TestClockSafeLocally(t *testing.T) {
 	r, err := OpenFile(t.TempDir(), nil, nil)
 	require.NoError(t, err)
 	require.NoError(t, r.Put([]byte("key"), nil, nil))

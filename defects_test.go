@@ -2,6 +2,7 @@ package replicator_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/util"
@@ -58,6 +60,30 @@ func TestDefect126thWriteHidden(t *testing.T) {
 		b.arrives("key 599", "value")
 		require.Len(t, b.state().values, 600)
 	})
+}
+
+// logRow is a record of the change log, as it is stored.
+type logRow struct {
+	key   []byte // of the row
+	seq   uint64
+	clock uint64
+	name  string // the user's key
+}
+
+// logRows reads the change log as docs/ARCHITECTURE.md describes it.
+func logRows(t testing.TB, db *leveldb.DB) (rows []logRow) {
+	it := db.NewIterator(util.BytesPrefix([]byte(reservedPrefix+"l")), nil)
+	defer it.Release()
+	for it.Next() {
+		row := logRow{key: append([]byte{}, it.Key()...)}
+		row.seq = binary.BigEndian.Uint64(it.Key()[len(it.Key())-8:])
+		clock, n := binary.Uvarint(it.Value()[1:]) // behind the operation
+		require.Positive(t, n)
+		row.clock, row.name = clock, string(it.Value()[1+n+8:])
+		rows = append(rows, row)
+	}
+	require.NoError(t, it.Error())
+	return rows
 }
 
 func TestDefectSequenceKeysGrow(t *testing.T) {
@@ -193,11 +219,11 @@ func TestDefectValueBesideOlderRecord(t *testing.T) {
 				a.put("key", large)
 				a.put("other", large)
 				var once sync.Once
-				openTapped(b, func(kind byte) {
-					if kind == fetchFrame {
+				b.open(tapped(func(kind byte) {
+					if kind == wireFetch {
 						once.Do(func() { change(a) })
 					}
-				})
+				}))
 				require.NoError(t, b.sync())
 				want, found := a.get("key")
 				until(t, "the change arrives", func() bool {
@@ -304,11 +330,11 @@ func testOperationsSentAgain(t *testing.T, keys, size int, log bool) {
 		a.put("first", "value")
 		var requests atomic.Int64
 		open := func() {
-			openTapped(b, func(kind byte) {
-				if kind == pullFrame || kind == fetchFrame {
+			b.open(tapped(func(kind byte) {
+				if kind == wirePull || kind == wireFetch {
 					requests.Add(1)
 				}
-			})
+			}))
 		}
 		if log {
 			open()
@@ -361,8 +387,8 @@ func TestDefectConnectionsNeverClosed(t *testing.T) {
 				defer c.net.CloseAll()
 				c.link(0, 1)
 				dials := &countingDial{}
-				openNode(c.nodes[1], func(o *replicator.Options) { spoil(c, o) })
-				openNode(c.nodes[0], func(o *replicator.Options) {
+				c.nodes[1].open(func(o *replicator.Options) { spoil(c, o) })
+				c.nodes[0].open(func(o *replicator.Options) {
 					dials.dial, o.Dial = o.Dial, dials.Dial
 					o.MinInterval, o.MaxInterval = testMinInterval, testMaxInterval
 				})
@@ -398,8 +424,8 @@ func TestDefectBatchOptionsDropped(t *testing.T) {
 		var b leveldb.Batch
 		b.Put([]byte("one"), []byte("value"))
 		b.Put([]byte("two"), []byte("value"))
-		require.NoError(t, n.r.Write(&b, simSynced))
-		n.replaceDisk(n.disk.PowerCut(nil))
+		require.NoError(t, n.r.Write(&b, withSync))
+		n.replaceDisk(n.disk.PowerCut(simtest.Drop))
 		n.boot = c.newBoot()
 		n.open()
 		require.Equal(t, map[string]string{"one": "value", "two": "value"}, n.state().values)
@@ -447,7 +473,7 @@ func TestDefectUnreachablePeerThrows(t *testing.T) {
 			inCluster(t, 1, func(t *testing.T, c *cluster) {
 				n := c.nodes[0]
 				n.peers = []string{"n1", "n2"}
-				openNode(n, func(o *replicator.Options) { o.Dial = dial })
+				n.open(func(o *replicator.Options) { o.Dial = dial })
 				time.Sleep(time.Minute)
 				n.put("key", "value")
 				var peer *replicator.PeerError

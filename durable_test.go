@@ -2,15 +2,17 @@ package replicator_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/opt"
@@ -20,17 +22,17 @@ import (
 
 // cutAtEachOperation returns what a power cut at each of the disk's operations
 // would leave, none of what is unsynced. It notes them until it is called.
-func cutAtEachOperation(disk *simDisk) (cuts func() []*simDisk) {
+func cutAtEachOperation(disk *simtest.Disk) (cuts func() []*simtest.Disk) {
 	var mu sync.Mutex
-	var noted []*simDisk
-	disk.SetFault(func(simOp, storage.FileDesc, int64) error {
-		cut := disk.PowerCut(nil)
+	var noted []*simtest.Disk
+	disk.SetFault(func(simtest.Op, storage.FileDesc, int64) error {
+		cut := disk.PowerCut(simtest.Drop)
 		mu.Lock()
 		defer mu.Unlock()
 		noted = append(noted, cut)
 		return nil
 	})
-	return func() []*simDisk {
+	return func() []*simtest.Disk {
 		disk.SetFault(nil)
 		mu.Lock()
 		defer mu.Unlock()
@@ -42,7 +44,7 @@ func cutAtEachOperation(disk *simDisk) (cuts func() []*simDisk) {
 // moment does a power cut take a value and leave the index row that adoption made
 // of it.
 func TestAtomicAdoption(t *testing.T) {
-	disk := newSimDisk()
+	disk := simtest.NewDisk()
 	db, err := leveldb.Open(disk, &opt.Options{WriteBuffer: 16 << 10, DisableLargeBatchTransaction: true})
 	require.NoError(t, err)
 	for i := range 300 {
@@ -51,7 +53,7 @@ func TestAtomicAdoption(t *testing.T) {
 	cuts := cutAtEachOperation(disk)
 	r := openPlain(t, db, "boot")
 	until(t, "adoption", func() bool { return r.Status().Adoption.Done })
-	require.NoError(t, r.Put([]byte("synced"), nil, simSynced))
+	require.NoError(t, r.Put([]byte("synced"), nil, withSync))
 	require.NoError(t, r.Close())
 	require.NoError(t, db.Close())
 	adopted := 0
@@ -73,17 +75,16 @@ func TestAtomicAdoption(t *testing.T) {
 // byte: nothing is missing after a power cut.
 func TestClosedIsDurable(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		defer letSettle()
+	inBubble(t, func(t *testing.T) {
 		const buffer = 1 << 10
 		for size := range buffer {
-			disk := newSimDisk()
+			disk := simtest.NewDisk()
 			db, err := leveldb.Open(disk, &opt.Options{WriteBuffer: buffer, DisableLargeBatchTransaction: true})
 			require.NoError(t, err)
 			r := openPlain(t, db, "boot")
 			require.NoError(t, r.Put([]byte("key"), make([]byte, size), nil))
 			require.NoError(t, r.Close())
-			cut := disk.PowerCut(nil)
+			cut := disk.PowerCut(simtest.Drop)
 			require.NoError(t, db.Close())
 			onDisk(t, cut, func(db *leveldb.DB) {
 				require.True(t, isClean(t, db))
@@ -163,9 +164,7 @@ func TestEmptyCommitsWriteNothing(t *testing.T) {
 // a kill the clock goes on one above the greatest that is there, also if that was
 // merged before lesser ones, and after a power cut at most a block above it.
 func TestUniqueAfterCrashes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 6, 1)
-		defer c.close()
+	inSeeded(t, 6, 1, func(t *testing.T, c *cluster) {
 		n := c.open().nodes[0]
 		merge := func(clock uint64, key string) {
 			commit, err := replicator.Examine(n.r, replicator.Entry{Key: key,
@@ -217,9 +216,8 @@ func TestUniqueAfterCrashes(t *testing.T) {
 // TestRecoveredFilesAreWalked loses a table file of a replica that is in sync:
 // what the index promises and the data lacks comes back from the peer.
 func TestRecoveredFilesAreWalked(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 2, 2).mesh().open()
-		defer c.close()
+	inSeeded(t, 2, 2, func(t *testing.T, c *cluster) {
+		c.mesh().open()
 		a, b := c.nodes[0], c.nodes[1]
 		for i := range 2000 {
 			a.put(fmt.Sprintf("key %04d", i), fmt.Sprintf("value %d %s", i, make([]byte, 60)))
@@ -251,8 +249,8 @@ func TestRecoveredFilesAreWalked(t *testing.T) {
 
 // lose returns a copy of a database without the table that holds most values, as
 // leveldb recovers it.
-func lose(t *testing.T, disk *simDisk) *simDisk {
-	copied := newSimDisk()
+func lose(t *testing.T, disk *simtest.Disk) *simtest.Disk {
+	copied := simtest.NewDisk()
 	onDisk(t, disk, func(from *leveldb.DB) {
 		to, err := leveldb.Open(copied, &opt.Options{WriteBuffer: 16 << 10, CompactionTableSize: 16 << 10, Compression: opt.NoCompression})
 		require.NoError(t, err)
@@ -269,10 +267,11 @@ func lose(t *testing.T, disk *simDisk) *simDisk {
 	require.NoError(t, err)
 	lost, most := storage.FileDesc{}, 0
 	for _, fd := range tables {
-		copied.mu.Lock()
-		values := bytes.Count(copied.files[fd].data, []byte("value "))
-		copied.mu.Unlock()
-		if values > most {
+		r, err := copied.Open(fd)
+		require.NoError(t, err)
+		content, err := io.ReadAll(r)
+		require.NoError(t, errors.Join(err, r.Close()))
+		if values := bytes.Count(content, []byte("value ")); values > most {
 			lost, most = fd, values
 		}
 	}

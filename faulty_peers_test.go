@@ -3,25 +3,21 @@ package replicator_test
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
-	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
-	"github.com/syndtr/goleveldb/leveldb/storage"
 )
 
 // Peers that are slow, stuck, stale or hostile, and peers that only seem to be so.
@@ -41,30 +37,7 @@ func TestFaultyByeInPlaceOfHello(t *testing.T) {
 	l := listenWire(t, func(c *wirePeer) { c.say(wireBye, []byte{5, 0}) })
 	h := newHost(t, nil)
 	require.NoError(t, h.AddPeer(l.String(), nil))
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	require.Error(t, h.SyncNow(ctx))
-}
-
-// listenWire accepts connections, has each answered, and leaves them open.
-func listenWire(t testing.TB, answer func(c *wirePeer)) net.Addr {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				answer(&wirePeer{t, c})
-				io.Copy(io.Discard, c)
-				c.Close()
-			}()
-		}
-	}()
-	return l.Addr()
+	require.Error(t, h.syncWithin(2*time.Second))
 }
 
 // TestFaultyByeFromStranger: eleven bytes, without a hello before them, must not make
@@ -106,9 +79,7 @@ func TestFaultyHelloWithoutID(t *testing.T) {
 		return false
 	}, 5*time.Second, time.Millisecond)
 	time.Sleep(300 * time.Millisecond) // the attempt under way may be the last
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	require.Error(t, h.SyncNow(ctx), "nobody listens at %s", nobody)
+	require.Error(t, h.syncWithin(5*time.Second), "nobody listens at %s", nobody)
 }
 
 // TestFaultyStuckPeer: a peer offers a large value, answers pings, and never answers the
@@ -207,30 +178,16 @@ func TestFaultyTrickledHello(t *testing.T) {
 // TestFaultyIdleSessionsStay: where MaxInterval is much greater than Timeout, the ping may
 // come late, and the session stays.
 func TestFaultyIdleSessionsStay(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		net := newMemNetwork(1)
+	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
 		var logs logBuffer
-		var opened []io.Closer
-		for _, name := range []string{"n0", "n1"} {
-			db, err := leveldb.Open(storage.NewMemStorage(), nil)
-			require.NoError(t, err)
-			o := &replicator.Options{
-				Listener: net.Listen(name), Dial: net.Dial(name), Logger: textLogger(&logs),
-				MinInterval: 5 * time.Minute, MaxInterval: 5 * time.Minute,
-			}
-			if name == "n1" {
-				o.Peers = map[string]replicator.Meta{"n0": nil}
-			}
-			r, err := replicator.Open(db, o)
-			require.NoError(t, err)
-			opened = append(opened, r, db)
+		for _, each := range c.nodes {
+			each.open(func(o *replicator.Options) {
+				o.Logger = textLogger(&logs)
+				o.MinInterval, o.MaxInterval = 5*time.Minute, 5*time.Minute
+			})
 		}
 		time.Sleep(24 * time.Hour)
 		log := logs.String()
-		for _, c := range opened {
-			require.NoError(t, c.Close())
-		}
-		time.Sleep(2 * time.Second)
 		require.Zero(t, strings.Count(log, "session ended"), "%s", log)
 	})
 }
@@ -326,9 +283,7 @@ func (c *heldConn) arrive() {
 func TestFaultyMirror(t *testing.T) {
 	mirror := listenWire(t, func(c *wirePeer) { io.Copy(c, c) })
 	h := newHost(t, func(o *replicator.Options) { o.Peers = map[string]replicator.Meta{mirror.String(): nil} })
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	require.Error(t, h.SyncNow(ctx), "nothing was synced with anybody")
+	require.Error(t, h.syncWithin(5*time.Second), "nothing was synced with anybody")
 }
 
 func pollFor(d time.Duration, done func() bool) bool {
@@ -338,26 +293,6 @@ func pollFor(d time.Duration, done func() bool) bool {
 		}
 	}
 	return false
-}
-
-// TestFaultyAllocationOnAPeersWord: 3 bytes of a page become an entry of about 100 in
-// memory, so their number is bounded first.
-func TestFaultyAllocationOnAPeersWord(t *testing.T) {
-	h := newHost(t, func(o *replicator.Options) { o.Timeout = 10 * time.Second })
-	hi := newWireHi()
-	c := dialWire(t, h.Addr())
-	c.join(hi)
-	page := wirePosition([]byte{2}, hi.epoch, 1)
-	page = append(page, 1, 0, 0)
-	page = binary.AppendUvarint(page, 6<<20)
-	page = append(page, make([]byte, 18<<20)...)
-	frame := wireFrame(wirePage, page)
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	c.Write(frame)
-	c.awaitBye()
-	runtime.ReadMemStats(&after)
-	require.Less(t, (after.TotalAlloc-before.TotalAlloc)>>20, uint64(100), "MiB, for a frame of 18")
 }
 
 // TestFaultyMalformedAccept: what is wrong with an accept is told to the peer.
@@ -379,11 +314,9 @@ func TestFaultyForked(t *testing.T) {
 	for bytes.Compare(idOf(g), idOf(v)) > 0 { // G decides which connection stays
 		g = newHost(t, nil)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
 	was := g.Status().ID
 	require.NoError(t, g.AddPeer(v.Addr().String(), nil))
-	require.NoError(t, g.SyncNow(ctx))
+	require.NoError(t, g.syncWithin(10*time.Second))
 	require.NoError(t, g.RemovePeer(v.Addr().String()))
 	clone := newWireHi()
 	clone.id = was
@@ -393,7 +326,7 @@ func TestFaultyForked(t *testing.T) {
 	c.await(wirePage, 0)
 	c.Close()
 	require.NoError(t, v.AddPeer(g.Addr().String(), nil))
-	require.Eventually(t, func() bool { return v.SyncNow(ctx) == nil }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return v.syncWithin(10*time.Second) == nil }, 10*time.Second, 10*time.Millisecond)
 	require.NotEqual(t, was, g.Status().ID)
 }
 
@@ -404,12 +337,12 @@ func idOf(h *host) []byte {
 
 // TestFaultyDisk: when a write has failed, nobody is left waiting at the listener.
 func TestFaultyDisk(t *testing.T) {
-	disk := newSimDisk()
+	disk := simtest.NewDisk()
 	db, err := leveldb.Open(disk, nil)
 	require.NoError(t, err)
 	r, err := replicator.Open(db, &replicator.Options{Listen: "127.0.0.1:0"})
 	require.NoError(t, err)
-	disk.SetFault(func(simOp, storage.FileDesc, int64) error { return errors.New("out of order") })
+	disk.SetFault(simtest.Failure{}.Fault())
 	require.ErrorIs(t, r.Put([]byte("key"), nil, nil), replicator.ErrFailed)
 	require.Eventually(t, func() bool {
 		c, err := net.Dial("tcp", r.Addr().String())

@@ -2,7 +2,6 @@ package replicator_test
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -17,30 +16,11 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-var (
-	iteratorSeeds = flag.Int("iterator-seeds", 40, "number of seeds that the test of iterators runs")
-	iteratorSeed  = flag.Uint64("iterator-seed", 0, "run the test of iterators with this seed only")
-)
-
 // TestIterators moves iterators of a Replicator and of a plain database that
 // holds the user's keys only, side by side. Whatever the range, and wherever they
 // are turned round, both have to say the same.
 func TestIterators(t *testing.T) {
-	first, last := uint64(1), uint64(*iteratorSeeds)
-	if *iteratorSeed != 0 {
-		first, last = *iteratorSeed, *iteratorSeed
-	}
-	for seed := first; seed <= last; seed++ {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			t.Parallel()
-			defer func() {
-				if t.Failed() {
-					t.Logf("to repeat: go test -run '^TestIterators$' -iterator-seed %d .", seed)
-				}
-			}()
-			newIteratorTest(t, seed).run()
-		})
-	}
+	eachSeed(t, budget(10, 40, 400), func(t *testing.T, seed int64) { newIteratorTest(t, seed).run() })
 }
 
 type iteratorTest struct {
@@ -53,8 +33,8 @@ type iteratorTest struct {
 	story []string
 }
 
-func newIteratorTest(t *testing.T, seed uint64) *iteratorTest {
-	s := &iteratorTest{t: t, rng: rand.New(rand.NewPCG(seed, 0)), model: map[string]string{}}
+func newIteratorTest(t *testing.T, seed int64) *iteratorTest {
+	s := &iteratorTest{t: t, rng: rand.New(rand.NewPCG(uint64(seed), 0)), model: map[string]string{}}
 	// Small tables, so that iterators pass from one to the next.
 	open := func() *leveldb.DB {
 		db, err := leveldb.Open(storage.NewMemStorage(), &opt.Options{

@@ -10,9 +10,9 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/comparer"
@@ -71,33 +71,6 @@ var (
 	_ replicator.DatabaseID = replicator.Status{}.ID
 	_ error                 = (*replicator.PeerError)(nil)
 )
-
-const reservedPrefix = "\xffreplicator\xff"
-
-// inBubble runs a test in fake time, and gives the databases that it closes the
-// second that they need to end.
-func inBubble(t *testing.T, test func(t *testing.T)) {
-	synctest.Test(t, func(t *testing.T) {
-		defer time.Sleep(2 * time.Second)
-		test(t)
-	})
-}
-
-// memDB opens a database in memory, which is closed at the end of the test.
-func memDB(t *testing.T) *leveldb.DB {
-	db, err := leveldb.Open(storage.NewMemStorage(), nil)
-	require.NoError(t, err)
-	t.Cleanup(func() { db.Close() })
-	return db
-}
-
-// wrap wraps a database; the Replicator is closed at the end of the test.
-func wrap(t *testing.T, db *leveldb.DB, o *replicator.Options) *replicator.Replicator {
-	r, err := replicator.Open(db, o)
-	require.NoError(t, err)
-	t.Cleanup(func() { r.Close() })
-	return r
-}
 
 // TestHabitsOfGoleveldb holds the Replicator to what a plain database does.
 func TestHabitsOfGoleveldb(t *testing.T) {
@@ -257,7 +230,7 @@ func TestClosedReplicator(t *testing.T) {
 
 func TestSyncIsPassedOn(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		disk := newSimDisk()
+		disk := simtest.NewDisk()
 		db, err := leveldb.Open(disk, nil)
 		require.NoError(t, err)
 		defer db.Close()

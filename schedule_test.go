@@ -25,7 +25,7 @@ func TestScheduleOfDialling(t *testing.T) {
 		n := c.nodes[0]
 		n.peers = []string{"nobody"}
 		dials := &countingDial{}
-		openNode(n, func(o *replicator.Options) {
+		n.open(func(o *replicator.Options) {
 			dials.dial, o.Dial = o.Dial, dials.Dial
 			o.MinInterval, o.MaxInterval = testMinInterval, testMaxInterval
 		})
@@ -78,7 +78,7 @@ func TestScheduleOfSession(t *testing.T) {
 	inCluster(t, 2, func(t *testing.T, c *cluster) {
 		c.link(0, 1)
 		for _, n := range c.nodes {
-			openNode(n, func(o *replicator.Options) { o.MinInterval, o.MaxInterval = testMinInterval, testMaxInterval })
+			n.open(func(o *replicator.Options) { o.MinInterval, o.MaxInterval = testMinInterval, testMaxInterval })
 		}
 		a := c.nodes[0]
 		until(t, "a session", func() bool { return a.inSync("n1") })
@@ -116,7 +116,7 @@ func TestScheduleAfterSuccess(t *testing.T) {
 	inCluster(t, 2, func(t *testing.T, c *cluster) {
 		c.link(0, 1)
 		dials := &countingDial{}
-		openNode(c.nodes[0], func(o *replicator.Options) {
+		c.nodes[0].open(func(o *replicator.Options) {
 			dials.dial, o.Dial = o.Dial, dials.Dial
 			o.MinInterval, o.MaxInterval = testMinInterval, testMaxInterval
 		})

@@ -1,58 +1,40 @@
 package replicator_test
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
 )
 
 var (
-	simSeeds = flag.Int("seeds", 200, "number of seeds that the simulation runs")
-	simSeed  = flag.Int64("seed", 0, "run the simulation with this seed only")
+	simSeeds = flag.Int("seeds", 0, "number of seeds that the simulation runs: 200, or what -short and -long make of it, if 0")
 	simSteps = flag.Int("steps", 120, "number of steps of each simulation")
-	simTrace = flag.Bool("story", false, "print the steps of the simulation")
 )
 
 // TestSimulation lets small clusters do everything that can happen to them, and
 // checks that all replicas end in the same state.
 func TestSimulation(t *testing.T) {
-	if *simSeed != 0 {
-		simulate(t, *simSeed)
-		return
-	}
-	for seed := int64(1); seed <= int64(*simSeeds); seed++ {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			t.Parallel()
-			simulate(t, seed)
+	eachSeed(t, cmp.Or(*simSeeds, budget(20, 200, 2000)), func(t *testing.T, seed int64) {
+		inSeeded(t, seed, 3+int(seed%5), func(t *testing.T, c *cluster) {
+			s := &simulation{cluster: c}
+			s.build()
+			s.page()
+			s.open()
+			for step := range *simSteps {
+				s.step(step)
+			}
+			s.converge()
 		})
-	}
-}
-
-func simulate(t *testing.T, seed int64) {
-	defer func() {
-		if t.Failed() {
-			t.Logf("to repeat: go test -run '^TestSimulation$' -seed %d -steps %d .", seed, *simSteps)
-		}
-	}()
-	synctest.Test(t, func(t *testing.T) {
-		s := &simulation{cluster: newCluster(t, seed, 3+int(seed%5))}
-		s.build()
-		s.page()
-		s.open()
-		defer s.close()
-		for step := range *simSteps {
-			s.step(step)
-		}
-		s.converge()
 	})
 }
 
@@ -64,7 +46,7 @@ type simulation struct {
 // backup is a consistent copy of a node's files. Somebody who starts it in the
 // boot in which it was made has lost nothing that was in it.
 type backup struct {
-	disk *simDisk
+	disk *simtest.Disk
 	boot int
 }
 
@@ -116,7 +98,7 @@ func (s *simulation) page() {
 }
 
 func (s *simulation) trace(format string, args ...any) {
-	if *simTrace {
+	if *story {
 		s.t.Logf("%v "+format, append([]any{time.Now().Format("15:04:05.000")}, args...)...)
 	}
 }
@@ -184,7 +166,7 @@ func (s *simulation) step(step int) {
 		n.powerCut()
 	case p < 96:
 		s.trace("%s is wiped", n.name)
-		n.replaceDisk(newSimDisk())
+		n.replaceDisk(simtest.NewDisk())
 	case p < 97:
 		s.trace("backup of %s", n.name)
 		s.backups = append(s.backups, backup{n.disk.Copy(), n.boot})

@@ -15,53 +15,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// inCluster runs a test of some nodes in a bubble.
-func inCluster(t *testing.T, nodes int, test func(t *testing.T, c *cluster)) {
-	inBubble(t, func(t *testing.T) {
-		c := newCluster(t, 1, nodes)
-		defer c.close()
-		test(t, c)
-	})
-}
-
-// dialOnly opens a node that nobody can dial.
-func dialOnly(n *node) {
-	openNode(n, func(o *replicator.Options) {
-		o.Listener.Close()
-		o.Listener = nil
-	})
-}
-
-// arrives waits until a value is there, with nobody calling SyncNow.
-func (n *node) arrives(key, value string) {
-	until(n.c.t, fmt.Sprintf("%s arrives at %s", key, n.name), func() bool {
-		got, _ := n.get(key)
-		return got == value
-	})
-}
-
-// settleDown lets all that is under way end, and then compares.
-func (c *cluster) settleDown() {
-	c.net.Heal()
-	time.Sleep(30 * time.Second)
-	c.converge()
-}
-
-// peer returns the status of the one peer with that address.
-func (n *node) peer(addr string) (found replicator.PeerStatus) {
-	count := 0
-	for _, p := range n.r.Status().Peers {
-		if p.Addr == addr {
-			found = p
-			count++
-		}
-	}
-	require.Equal(n.c.t, 1, count, "peers with address %s", addr)
-	return found
-}
-
-func (n *node) inSync(addr string) bool { return n.peer(addr).State == replicator.StateInSync }
-
 func TestChainPropagatesBothWays(t *testing.T) {
 	for name, links := range map[string][][2]int{
 		"dialled forth": {{0, 1}, {1, 2}}, "dialled back": {{1, 0}, {2, 1}},
@@ -104,7 +57,7 @@ func TestReplicaThatOnlyDials(t *testing.T) {
 	inCluster(t, 2, func(t *testing.T, c *cluster) {
 		c.link(1, 0)
 		c.nodes[0].open()
-		dialOnly(c.nodes[1])
+		c.nodes[1].open(dialOnly)
 		require.Nil(t, c.nodes[1].r.Addr())
 		require.Empty(t, c.nodes[1].r.Status().Listening)
 		c.nodes[0].put("down", "value")
@@ -126,7 +79,7 @@ func TestStarOfReplicasThatOnlyDial(t *testing.T) {
 		c.nodes[0].open()
 		for i, n := range c.nodes[1:] {
 			c.link(i+1, 0)
-			dialOnly(n)
+			n.open(dialOnly)
 		}
 		for _, n := range c.nodes {
 			n.put("from "+n.name, "value")
@@ -199,9 +152,9 @@ func TestPeerUnderTwoAddresses(t *testing.T) {
 		inCluster(t, 2, func(t *testing.T, c *cluster) {
 			for i, n := range c.nodes {
 				other := c.nodes[1-i].name
-				openNode(n, func(o *replicator.Options) {
-					dial := o.Dial
-					o.Dial = func(ctx context.Context, addr string) (net.Conn, error) { return dial(ctx, memHost(addr)) }
+				c.net.Redirect(other+":1", other)
+				c.net.Redirect(other+":2", other)
+				n.open(func(o *replicator.Options) {
 					o.Peers = map[string]replicator.Meta{other + ":1": {"name": "one"}, other + ":2": {"name": "two"}}
 				})
 			}
@@ -283,7 +236,7 @@ func TestAddAndRemovePeers(t *testing.T) {
 func TestRemovePeerEndsSyncNow(t *testing.T) {
 	inCluster(t, 1, func(t *testing.T, c *cluster) {
 		c.nodes[0].peers = []string{"n1"}
-		openNode(c.nodes[0], func(o *replicator.Options) { o.Dial = hanging })
+		c.nodes[0].open(func(o *replicator.Options) { o.Dial = hanging })
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		var err error
@@ -307,7 +260,7 @@ func TestRemovePeerEndsSyncNow(t *testing.T) {
 func TestCloseEndsSyncNow(t *testing.T) {
 	inCluster(t, 1, func(t *testing.T, c *cluster) {
 		c.nodes[0].peers = []string{"n1"}
-		openNode(c.nodes[0], func(o *replicator.Options) { o.Dial = hanging })
+		c.nodes[0].open(func(o *replicator.Options) { o.Dial = hanging })
 		done := make(chan error, 1)
 		r := c.nodes[0].r
 		go func() { done <- r.SyncNow(context.Background()) }()

@@ -32,6 +32,7 @@ type peer struct {
 	id        DatabaseID // who answered last
 	nonce     uint64     // and which process of it
 	confirmed time.Time  // when
+	answers   int        // how often somebody answered
 	state     State      // while there is no session
 	due       time.Time  // when it is dialled next, while waiting
 	lastErr   error      // of the last attempt, or of the last session
@@ -55,28 +56,38 @@ func (a *attempt) finish(err error) {
 }
 
 // sessionOf returns the live session that stands for the peer's address, or nil:
-// one that was dialled there, or one with the process that answered there, if
-// that was lately or, with since, not before that moment. A session with the same
+// one that was dialled there, or one with the process that answered there lately
+// and, if answers is not negative, after so many answers. A session with the same
 // id but another process may be one with a clone, or with what was there before a
 // restart; and a name may lead to another server by now. Only dialling can tell.
-func (y *syncer) sessionOf(p *peer, since time.Time) *session {
+func (y *syncer) sessionOf(p *peer, answers int) *session {
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	return p.sessionIn(y.sessions, since)
+	return p.sessionIn(y.sessions, answers)
 }
 
-// lately is since when an answer at an address counts.
-func lately() time.Time { return time.Now().Add(-confirmedFor) }
+// anyAnswer is what sessionOf takes if no new answer is needed.
+const anyAnswer = -1
 
 // sessionIn is sessionOf among given sessions.
-func (p *peer) sessionIn(sessions map[DatabaseID]*session, since time.Time) *session {
+func (p *peer) sessionIn(sessions map[DatabaseID]*session, answers int) *session {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := sessions[p.id]
-	if s != nil && s.hello.nonce == p.nonce && (s.isAt(p.addr) || !p.confirmed.Before(since)) {
+	if s == nil || s.hello.nonce != p.nonce {
+		return nil
+	}
+	if s.isAt(p.addr) || p.answers > answers && time.Since(p.confirmed) < confirmedFor {
 		return s
 	}
 	return nil
+}
+
+// answered returns how often somebody answered at the address.
+func (p *peer) answered() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.answers
 }
 
 // isAnsweredBy reports whether a peer answered at the address last.
@@ -123,6 +134,7 @@ func (p *peer) met(h hello) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.id, p.nonce, p.confirmed = h.id, h.nonce, time.Now()
+	p.answers++
 }
 
 // settle notes what the attempt under way has led to: an error, or a session,
@@ -177,7 +189,7 @@ func (p *peer) ended(s *session) {
 func (y *syncer) keep(ctx context.Context, p *peer) {
 	signal(p.dial) // the first attempt is made at once
 	for ctx.Err() == nil {
-		if s := y.sessionOf(p, lately()); s != nil {
+		if s := y.sessionOf(p, anyAnswer); s != nil {
 			p.joined()
 			y.watch(ctx, p, s)
 			continue
@@ -186,7 +198,7 @@ func (y *syncer) keep(ctx context.Context, p *peer) {
 		if !p.pace.wait(ctx.Done(), p.dial, p.waitUntil) {
 			return
 		}
-		if y.sessionOf(p, lately()) != nil {
+		if y.sessionOf(p, anyAnswer) != nil {
 			continue
 		}
 		p.set(StateConnecting)
@@ -228,7 +240,7 @@ func (y *syncer) watch(ctx context.Context, p *peer, s *session) {
 	}
 	p.begin()
 	err := y.probe(ctx, p)
-	if y.sessionOf(p, lately()) == nil {
+	if y.sessionOf(p, anyAnswer) == nil {
 		signal(p.dial) // somebody else is there
 	}
 	p.settle(err)

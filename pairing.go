@@ -18,7 +18,7 @@ func (y *syncer) converse(ctx context.Context, nc net.Conn, p *peer) error {
 	}
 	switch {
 	case errors.Is(err, errDuplicate):
-		if y.sessionOf(p, lately()) == nil {
+		if y.sessionOf(p, anyAnswer) == nil {
 			p.pace.idle() // the peer says that there is another session, and there is none
 		}
 		return nil // keep finds it

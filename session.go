@@ -259,7 +259,6 @@ func (s *session) handle(kind byte, payload []byte) error {
 			s.answers, s.answered, s.peerHead = true, p.token, p.head
 			s.lastGood = time.Now()
 		})
-		s.pace.idle()
 	}
 	return nil
 }
@@ -329,9 +328,11 @@ func (s *session) isAcknowledged(merged position) bool {
 }
 
 // heartbeat asks for the peer's head when the schedule or somebody wants it. The
-// answer shows that the connection is alive.
+// answer shows that the connection is alive. It is not waited for: over a slow link
+// it may take a while, and the peer wants to hear something meanwhile.
 func (s *session) heartbeat() error {
 	for s.pace.wait(s.ctx.Done(), s.ask, func(time.Time) {}) {
+		s.pace.idle()
 		if err := s.send(framePing, binary.AppendUvarint(nil, s.lastToken())); err != nil {
 			return err
 		}

@@ -111,7 +111,7 @@ func (r *Replicator) Status() Status {
 	shown := map[DatabaseID]bool{}
 	first := map[DatabaseID]string{} // address by which a replica was shown
 	for _, p := range peers {
-		ps, session := p.status(), p.sessionIn(sessions, lately())
+		ps, session := p.status(), p.sessionIn(sessions, anyAnswer)
 		if ps.State != StateSelf {
 			ps.describe(s.Head, known[ps.ID], session)
 		}

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"time"
 )
 
 // SyncNow returns once everything in reachable peers' logs at the time of the call
@@ -16,7 +15,7 @@ import (
 // could not be reached or did not finish before ctx was done. Peers that dialled
 // in are waited for, too.
 func (r *Replicator) SyncNow(ctx context.Context) error {
-	y, now := r.syncer, time.Now()
+	y := r.syncer
 	y.mu.Lock()
 	if y.stopped {
 		y.mu.Unlock()
@@ -25,9 +24,9 @@ func (r *Replicator) SyncNow(ctx context.Context) error {
 	peers := slices.Collect(maps.Values(y.peers))
 	others := maps.Clone(y.sessions)
 	y.mu.Unlock()
-	for _, p := range peers {
-		if s := p.sessionIn(others, now); s != nil {
-			delete(others, s.hello.id) // also if it has ended meanwhile
+	for _, s := range others {
+		if s.dialed {
+			delete(others, s.hello.id) // its peer is contacted, also if it has ended meanwhile
 		}
 	}
 
@@ -44,10 +43,11 @@ func (r *Replicator) SyncNow(ctx context.Context) error {
 		})
 	}
 	for _, p := range peers {
-		bring(p.addr, func() (*session, error) { return y.contact(ctx, p, now) })
+		answers := p.answered()
+		bring(p.addr, func() (*session, error) { return y.contact(ctx, p, answers) })
 	}
 	for id, s := range others {
-		bring(s.addr, func() (*session, error) { return y.successor(id, s) })
+		bring(s.addr, func() (*session, error) { return y.successor(id, s, peers) })
 	}
 	wg.Wait()
 	return errors.Join(errs...)
@@ -59,7 +59,7 @@ func (y *syncer) bringIn(ctx context.Context, addr string, session func() (*sess
 	const sessions = 3
 	for try := 1; ; try++ {
 		s, err := session()
-		if errors.Is(err, ErrSelf) {
+		if errors.Is(err, ErrSelf) || errors.Is(err, errElsewhere) {
 			return nil // what is in this log is here
 		}
 		if err != nil {
@@ -85,22 +85,30 @@ func (y *syncer) bringIn(ctx context.Context, addr string, session func() (*sess
 }
 
 // successor returns the session with a peer that dialled in: s, or one that came
-// after it.
-func (y *syncer) successor(id DatabaseID, s *session) (*session, error) {
+// after it. If there is none, and the peer is at one of the addresses that are
+// contacted, it is waited for there.
+func (y *syncer) successor(id DatabaseID, s *session, contacted []*peer) (*session, error) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	if now := y.sessions[id]; now != nil {
 		return now, nil
 	}
+	for _, p := range contacted {
+		if p.isAnsweredBy(id) {
+			return nil, errElsewhere
+		}
+	}
 	return nil, &PeerError{s.addr, "session", context.Cause(s.ctx)}
 }
 
-// contact returns the session that stands for a configured address, by an
-// attempt that began after a moment, unless the session was dialled there.
-func (y *syncer) contact(ctx context.Context, p *peer, since time.Time) (*session, error) {
+var errElsewhere = errors.New("replicator: the peer is waited for at its address")
+
+// contact returns the session that stands for a configured address. Unless it was
+// dialled there, it takes more answers than there were to know who is there.
+func (y *syncer) contact(ctx context.Context, p *peer, answers int) (*session, error) {
 	const enough = 3 // attempts that led to no session that lasts
 	for range enough {
-		if s := y.sessionOf(p, since); s != nil {
+		if s := y.sessionOf(p, answers); s != nil {
 			return s, nil
 		}
 		a := p.ask()
@@ -115,7 +123,7 @@ func (y *syncer) contact(ctx context.Context, p *peer, since time.Time) (*sessio
 			return nil, context.Cause(p.ctx)
 		}
 	}
-	if s := y.sessionOf(p, since); s != nil {
+	if s := y.sessionOf(p, answers); s != nil {
 		return s, nil
 	}
 	return nil, errors.New("no session lasts")

@@ -44,7 +44,7 @@ type conn struct {
 	readUntil time.Time // the read deadline that is set
 	bulk      bool      // the frame that is being read is a page or values
 
-	sending sync.Mutex // guards what follows, and one frame's way out
+	sending turn // guards what follows, and one frame's way out
 	writer  *bufio.Writer
 
 	deadline   sync.Mutex // guards what follows
@@ -55,10 +55,18 @@ type conn struct {
 	moved          atomic.Int64 // bytes of pages and values, in both directions, more or less
 }
 
+// turn is a mutex that is held while a frame is on its way, which can take minutes
+// over a slow link. In simulated time, nothing happens while anybody waits for a
+// sync.Mutex.
+type turn chan struct{}
+
+func (t turn) take()     { t <- struct{}{} }
+func (t turn) giveBack() { <-t }
+
 // newConn returns a conn with small buffers, for the handshake. timeout bounds
 // the time in which nothing arrives and nothing can be written.
 func newConn(c net.Conn, timeout time.Duration) *conn {
-	fc := &conn{Conn: c, timeout: timeout}
+	fc := &conn{Conn: c, timeout: timeout, sending: make(turn, 1)}
 	fc.reader = bufio.NewReaderSize((*progressReader)(fc), handshakeBuffer)
 	fc.writer = bufio.NewWriterSize((*progressWriter)(fc), handshakeBuffer)
 	return fc
@@ -66,8 +74,8 @@ func newConn(c net.Conn, timeout time.Duration) *conn {
 
 // widen gives the conn the buffers of a session. Nobody may be receiving.
 func (c *conn) widen(timeout time.Duration) {
-	c.sending.Lock()
-	defer c.sending.Unlock()
+	c.sending.take()
+	defer c.sending.giveBack()
 	c.timeout = timeout
 	c.reader = bufio.NewReaderSize(c.reader, chunkSize)
 	c.writer = bufio.NewWriterSize((*progressWriter)(c), chunkSize)
@@ -141,8 +149,8 @@ func (c *conn) send(kind byte, parts ...[]byte) error {
 	for _, p := range parts {
 		size += len(p)
 	}
-	c.sending.Lock()
-	defer c.sending.Unlock()
+	c.sending.take()
+	defer c.sending.giveBack()
 	head := binary.BigEndian.AppendUint32(c.writer.AvailableBuffer(), uint32(size))
 	head = append(head, kind)
 	sum := crc32.Update(0, castagnoli, head[4:])

@@ -10,12 +10,7 @@
 // and replicas that can exchange changes, directly or through others, end in the
 // same state.
 //
-//	db, err := leveldb.OpenFile("data", nil)
-//	if err != nil {
-//		return err
-//	}
-//	defer db.Close()
-//	r, err := replicator.Open(db, &replicator.Options{
+//	r, err := replicator.OpenFile("data", nil, &replicator.Options{
 //		Listen: "127.0.0.1:8000",
 //		Peers:  map[string]replicator.Meta{"127.0.0.1:8001": nil, "127.0.0.1:8002": nil},
 //	})
@@ -41,8 +36,8 @@
 // There is no consensus and no transaction across replicas: a read may be stale,
 // a batch is atomic where it was written and may arrive elsewhere in parts, and
 // of two concurrent writes to one key one is dropped. What is written around the
-// Replicator, through the raw handle, is not replicated. Tombstones and the
-// log records of overwritten keys are kept.
+// Replicator, through the raw handle, is not replicated as a change. Tombstones and
+// the log records of overwritten keys are kept.
 //
 // # Ownership and concurrency
 //

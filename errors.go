@@ -21,12 +21,13 @@ var (
 	ErrReserved = errors.New(`replicator: keys under "\xffreplicator\xff" are reserved`)
 	// ErrTooLarge is returned for a key or a value above the limits.
 	ErrTooLarge = errors.New("replicator: too large to be replicated")
-	// ErrFailed is returned by writes after a write to leveldb has failed, with
-	// the cause. Reads go on; reopen the database to write again.
+	// ErrFailed is returned by writes, and by Close, after a write to leveldb has
+	// failed, with the cause. Reads go on. To write again, close the database and
+	// open it anew; with Options.Recovered, if the device lost what it had confirmed.
 	ErrFailed = errors.New("replicator: stopped writing after a failed write; reopen the database")
 	// ErrClock is returned when a clock left its bounds: for a local write that
-	// would pass 2^62, and to a peer whose change is above 2^62 or more than
-	// 2^40 ahead.
+	// would pass 2^62, and to a peer whose change is above 2^48 + 2^20 for each
+	// second since 2026-01-01 UTC, by the wall clock here, an hour ahead.
 	ErrClock = errors.New("replicator: clock out of bounds")
 	// ErrProtocol marks what a peer sent and should not have: not our protocol,
 	// a wrong checksum, a length above the limit, values out of range.

@@ -1,6 +1,7 @@
 package replicator_test
 
 import (
+	"net"
 	"runtime"
 	"testing"
 	"time"
@@ -105,4 +106,33 @@ func TestIncompleteCopy(t *testing.T) {
 	require.ErrorContains(t, err, "incomplete copy")
 	require.ErrorContains(t, err, "start from an empty directory")
 	require.NotErrorIs(t, err, replicator.ErrReserved)
+}
+
+// TestListenerOfAFailedOpen: an Open that fails closes the listener that it was given.
+func TestListenerOfAFailedOpen(t *testing.T) {
+	used := memDB(t)
+	defer openPlain(t, used, "boot").Close()
+	for name, open := range map[string]func(o *replicator.Options) error{
+		"options": func(o *replicator.Options) error {
+			o.MaxValueSize = -1
+			_, err := replicator.Open(memDB(t), o)
+			return err
+		},
+		"database": func(o *replicator.Options) error {
+			_, err := replicator.Open(used, o)
+			return err
+		},
+		"path": func(o *replicator.Options) error {
+			_, err := replicator.OpenFile("/dev/null/nowhere", nil, o)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			require.Error(t, open(&replicator.Options{Listener: l}))
+			_, err = l.Accept()
+			require.ErrorIs(t, err, net.ErrClosed)
+		})
+	}
 }

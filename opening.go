@@ -72,9 +72,9 @@ type opening struct {
 	adopt   adoption
 }
 
-// open reads the state, decides whether this opening continues the last one,
+// readOpening reads the state, decides whether this opening continues the last one,
 // and writes, with Sync, the new epoch and the removal of the clean mark.
-func open(db *leveldb.DB, o *Options) (*opening, error) {
+func readOpening(db *leveldb.DB, o *Options) (*opening, error) {
 	op := &opening{db: db, floor: 1, peers: map[DatabaseID]*peerRecord{}}
 	if err := op.recognise(); err != nil {
 		return nil, err

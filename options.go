@@ -180,6 +180,13 @@ func (o *Options) checkPeer(addr string) error {
 	return requireLoopback(addr)
 }
 
+// closeListener closes the caller's listener, where Open does not come to use it.
+func (o *Options) closeListener() {
+	if o != nil && o.Listener != nil {
+		o.Listener.Close()
+	}
+}
+
 // dial connects to a peer.
 func (o *Options) dial(ctx context.Context, addr string) (net.Conn, error) {
 	if o.Dial != nil {

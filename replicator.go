@@ -37,16 +37,27 @@ type Replicator struct {
 var registry sync.Map // *leveldb.DB → struct{}
 
 // Open wraps a database that the caller has opened, and starts to replicate it.
-// The handle stays the caller's, to be closed after the Replicator. Reading
-// through it is fine; what is written through it is not replicated, and keys
-// under the reserved prefix must be left alone.
+// The handle stays the caller's, to be closed after the Replicator. It should have
+// been opened with DisableLargeBatchTransaction, as OpenFile does: without it,
+// goleveldb can hang after a failed write. Reading through the handle is fine. A
+// write through it is not replicated as a change, and where it replaces a value that
+// the Replicator knows, replicas may differ. Keys under the reserved prefix must
+// be left alone.
 //
 // Keys that the database holds already are adopted in the background, see
 // Status. Open fails with ErrInUse if the handle has a Replicator, with
 // ErrReserved if it holds foreign keys under the reserved prefix, with ErrTooLarge
 // if Options.MaxValueSize was lowered below a value that it holds, and with all
-// that Options.Validate finds.
+// that Options.Validate finds. It then closes Options.Listener.
 func Open(db *leveldb.DB, o *Options) (*Replicator, error) {
+	r, err := open(db, o)
+	if err != nil {
+		o.closeListener()
+	}
+	return r, err
+}
+
+func open(db *leveldb.DB, o *Options) (*Replicator, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
@@ -69,12 +80,16 @@ func Open(db *leveldb.DB, o *Options) (*Replicator, error) {
 // without it, goleveldb can hang after a failed write. Errors are those of Open
 // and of goleveldb's OpenFile.
 func OpenFile(path string, ldb *opt.Options, o *Options) (*Replicator, error) {
-	if err := o.Validate(); err != nil {
-		return nil, err
+	err := o.Validate()
+	var db *leveldb.DB
+	if err == nil {
+		if db, err = leveldb.OpenFile(path, safeOptions(ldb)); err != nil {
+			err = fmt.Errorf("replicator: open %s: %w", path, err)
+		}
 	}
-	db, err := leveldb.OpenFile(path, safeOptions(ldb))
 	if err != nil {
-		return nil, fmt.Errorf("replicator: open %s: %w", path, err)
+		o.closeListener()
+		return nil, err
 	}
 	r, err := Open(db, o)
 	if err != nil {
@@ -96,7 +111,7 @@ func start(db *leveldb.DB, options Options) (*Replicator, error) {
 			return nil, fmt.Errorf("replicator: open: %w", err)
 		}
 	}
-	op, err := open(db, &options)
+	op, err := readOpening(db, &options)
 	if err != nil {
 		if options.Listen != "" {
 			listener.Close()

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// schedule says when a peer is contacted next. It is the seed's rule: writes
+// schedule says when a peer is contacted next. As in level-replicator, writes
 // raise the frequency, idleness lets it decay, and failures do, too.
 type schedule struct {
 	min, max time.Duration

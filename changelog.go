@@ -3,16 +3,14 @@ package replicator
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
-	"slices"
-	"sort"
+	"math"
 
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// reserved is the sublevel that holds everything of the Replicator's. The byte
-// after it tells the tables apart.
-const reserved = "\xffreplicator\xff"
+// This file owns the layout of what the store keeps under the reserved prefix: the
+// tables, the keys of their rows, and the rows of log and index. The byte after the
+// prefix tells the tables apart.
 
 const (
 	tableEpochs = 'e' // first sequence → origin
@@ -25,10 +23,6 @@ const (
 const tables = "eilmp"
 
 var reservedRange = util.BytesPrefix([]byte(reserved))
-
-func isReserved(key []byte) bool {
-	return len(key) >= len(reserved) && string(key[:len(reserved)]) == reserved
-}
 
 // tableKey appends the key of a row to dst.
 func tableKey(dst []byte, table byte, row []byte) []byte {
@@ -45,9 +39,10 @@ func sequenceKey(dst []byte, table byte, seq uint64) []byte {
 	return binary.BigEndian.AppendUint64(dst, seq)
 }
 
-func metaKey(name string) []byte { return tableKey(nil, tableMeta, []byte(name)) }
-func indexKey(key []byte) []byte { return tableKey(nil, tableIndex, key) }
-func logKey(seq uint64) []byte   { return sequenceKey(nil, tableLog, seq) }
+func metaKey(name string) []byte   { return tableKey(nil, tableMeta, []byte(name)) }
+func indexKey(key []byte) []byte   { return tableKey(nil, tableIndex, key) }
+func logKey(seq uint64) []byte     { return sequenceKey(nil, tableLog, seq) }
+func peerKey(id DatabaseID) []byte { return tableKey(nil, tablePeers, id[:]) }
 
 // rowName is the part of a row's key behind the table.
 func rowName(key []byte) []byte     { return key[len(reserved)+1:] }
@@ -56,6 +51,9 @@ func rowSequence(key []byte) uint64 { return binary.BigEndian.Uint64(rowName(key
 func tableRange(table byte) *util.Range {
 	return util.BytesPrefix(tableKey(nil, table, nil))
 }
+
+// maxSequence is above the sequence of every record.
+const maxSequence = math.MaxUint64 - 1
 
 // logRange holds the records after and up to the given sequences.
 func logRange(after, upTo uint64) *util.Range {
@@ -125,48 +123,4 @@ func parseIndexRecord(b []byte) (indexRecord, error) {
 		return indexRecord{}, errCorrupt
 	}
 	return indexRecord{v, seq}, nil
-}
-
-// position is a place in one replica's log: behind the record with that
-// sequence, in the epoch that contains it. The zero position is nowhere.
-type position struct {
-	epoch Origin
-	seq   uint64
-}
-
-func (p position) isZero() bool   { return p == position{} }
-func (p position) String() string { return fmt.Sprintf("%v/%d", p.epoch, p.seq) }
-
-// epoch is one opening's stretch of the log.
-type epoch struct {
-	first  uint64
-	origin Origin
-}
-
-// maxEpochs bounds the history; a checkpoint older than that ends in a full pull.
-const maxEpochs = 1024
-
-// history is the epochs of a log in ascending order. It is fixed while a
-// Replicator is open, so it needs no lock.
-type history []epoch
-
-// label returns the position of a sequence: in the epoch that contains it, or,
-// before the first epoch known, in that one's beginning.
-func (h history) label(seq uint64) position {
-	i := sort.Search(len(h), func(i int) bool { return h[i].first > seq })
-	return position{h[max(i-1, 0)].origin, seq}
-}
-
-// contains reports whether the log up to p is a prefix of this log up to head:
-// p's epoch is one of ours, and reaches that far. The place right before an
-// epoch's first record belongs to it, for the epoch fixes all that precedes it.
-func (h history) contains(p position, head uint64) bool {
-	i := slices.IndexFunc(h, func(e epoch) bool { return e.origin == p.epoch })
-	if i < 0 || p.seq+1 < h[i].first {
-		return false
-	}
-	if i+1 < len(h) {
-		return p.seq < h[i+1].first
-	}
-	return p.seq <= head
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 )
 
+// This file owns stamps and their order, and the bounds of clocks.
+
 const (
 	// maxClock is the greatest clock that a stamp may carry.
 	maxClock = 1 << 62

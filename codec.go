@@ -6,6 +6,8 @@ import (
 	"fmt"
 )
 
+// This file owns how numbers and strings are written to rows and frames, and read.
+
 var errTruncated = errors.New("truncated")
 
 // decoder reads what the append functions wrote, from rows and from frames. Its
@@ -77,4 +79,25 @@ func (r *decoder) finish() error {
 		return fmt.Errorf("%d bytes left over", len(r.rest))
 	}
 	return r.err
+}
+
+func appendBytes[T ~[]byte | ~string](dst []byte, b T) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(b)))
+	return append(dst, b...)
+}
+
+func appendPosition(dst []byte, p position) []byte {
+	dst = binary.BigEndian.AppendUint64(dst, uint64(p.epoch))
+	return binary.AppendUvarint(dst, p.seq)
+}
+
+func encodeUint64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

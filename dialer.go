@@ -3,10 +3,14 @@ package replicator
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"sync"
 	"time"
 )
+
+// This file owns one configured address: when it is dialled, and which session stands
+// for it.
 
 const (
 	// confirmEvery is how often an address is dialled to see who is there while the
@@ -15,6 +19,10 @@ const (
 	confirmEvery = time.Minute
 	confirmedFor = 5 * time.Minute
 )
+
+// Meta is whatever the caller wants to remember of a peer. It is shown in
+// Status and not otherwise used.
+type Meta map[string]string
 
 // peer is a configured address, and the goroutine that dials it.
 type peer struct {
@@ -248,10 +256,9 @@ func (y *syncer) watch(ctx context.Context, p *peer, s *session) {
 
 // connect dials a peer's address.
 func (y *syncer) connect(ctx context.Context, p *peer) (net.Conn, error) {
-	o := &y.r.options
-	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, y.settings.timeout)
 	defer cancel()
-	c, err := o.dial(ctx, p.addr)
+	c, err := y.settings.dial(ctx, p.addr)
 	if err == nil && c == nil {
 		err = errors.New("Options.Dial returned neither a connection nor an error")
 	}
@@ -269,4 +276,21 @@ func (y *syncer) dial(ctx context.Context, p *peer) error {
 		return err
 	}
 	return y.converse(ctx, c, p)
+}
+
+// peerGlance is what Status shows of a configured address.
+type peerGlance struct {
+	addr     string
+	meta     Meta
+	id       DatabaseID
+	state    State
+	due      time.Time
+	lastErr  error
+	lastGood time.Time
+}
+
+func (p *peer) glance() peerGlance {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return peerGlance{p.addr, maps.Clone(p.meta), p.id, p.state, p.due, p.lastErr, p.lastGood}
 }

@@ -6,6 +6,8 @@ import (
 	"sync"
 )
 
+// This file owns the memory of what a session brought.
+
 // maxEchoes bounds what a session remembers. What is forgotten is offered to the
 // peer, which has it, and ignores it.
 const maxEchoes = 1024

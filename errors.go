@@ -7,6 +7,8 @@ import (
 	"github.com/syndtr/goleveldb/leveldb"
 )
 
+// This file owns the errors that callers, and peers, can tell apart.
+
 // Errors that callers may want to tell apart, with errors.Is. A key that is not
 // there is leveldb.ErrNotFound, as it is.
 var (
@@ -42,6 +44,9 @@ var (
 	// ErrUnknownPeer is returned by RemovePeer for an address it doesn't know.
 	ErrUnknownPeer = errors.New("replicator: no such peer")
 )
+
+// errDuplicate ends a connection that is not needed. It travels.
+var errDuplicate = errors.New("replicator: there is a session with this peer already")
 
 type closedError struct{}
 

@@ -40,7 +40,7 @@ func Versions(db *leveldb.DB) (map[string]Version, error) {
 // CheckConsistent returns what is wrong with how data, index and log fit
 // together. It looks between two commits, or after the last one.
 func CheckConsistent(r *Replicator) error {
-	err := r.commits.enter(false, func(*committer) error { return checkConsistent(r) })
+	err := r.store.enter(false, func(*section) error { return checkConsistent(r) })
 	if errors.Is(err, ErrClosed) || errors.Is(err, ErrFailed) {
 		return checkConsistent(r)
 	}
@@ -72,7 +72,7 @@ func checkConsistent(r *Replicator) error {
 		if has {
 			live++
 		}
-		if record.seq < r.floor {
+		if record.seq < r.store.floor {
 			continue
 		}
 		row, err := snap.Get(logKey(record.seq), nil)
@@ -101,9 +101,9 @@ func checkConsistent(r *Replicator) error {
 	for log.Next() {
 		records++
 	}
-	if status := r.Status(); status.LogRecords != records || status.Head != r.commits.head {
+	if status := r.Status(); status.LogRecords != records || status.Head != r.store.commits.section.head {
 		return fmt.Errorf("status counts %d log records up to %d, there are %d up to %d",
-			status.LogRecords, status.Head, records, r.commits.head)
+			status.LogRecords, status.Head, records, r.store.commits.section.head)
 	}
 	return nil
 }
@@ -186,8 +186,8 @@ func Examine(r *Replicator, entries ...Entry) (commit func() (int, error), err e
 	for i, e := range entries {
 		arrived[i] = entry{key: []byte(e.Key), Version: e.Version, value: []byte(e.Value)}
 	}
-	c, err := r.examine(arrived)
-	return func() (int, error) { return r.merge(c, func(first, last uint64) {}, nil) }, err
+	c, err := r.store.examine(arrived)
+	return func() (int, error) { return r.store.merge(c, func(first, last uint64) {}, nil) }, err
 }
 
 // ExpireLog removes the log records below a floor from a database that no
@@ -219,16 +219,13 @@ func LoseLog(db *leveldb.DB, from uint64) error {
 
 // EmptyCommit commits nothing.
 func EmptyCommit(r *Replicator) error {
-	return r.commits.enter(true, func(*committer) error { return nil })
+	return r.store.enter(true, func(*section) error { return nil })
 }
 
 // Adopt adopts a key with a value that it had once.
 func Adopt(r *Replicator, key, value string) error {
-	return r.commits.enter(false, func(c *committer) error {
-		v := adoptedVersion([]byte(value))
-		c.appendRow(rowLog, []byte(key), nil, v, c.head+1)
-		c.appendRow(rowIndex, []byte(key), nil, v, c.head+1)
-		c.grow(1)
+	return r.store.enter(false, func(x *section) error {
+		x.add(change{key: []byte(key), Version: adoptedVersion([]byte(value)), dataless: true})
 		return nil
 	})
 }
@@ -242,15 +239,13 @@ func Sessions(r *Replicator) int {
 }
 
 func Known(r *Replicator) int {
-	r.syncer.mu.Lock()
-	defer r.syncer.mu.Unlock()
-	return len(r.syncer.known)
+	return len(r.store.allPeers())
 }
 
 func Connections(r *Replicator) (n int) {
-	r.syncer.door.mu.Lock()
-	defer r.syncer.door.mu.Unlock()
-	for _, of := range r.syncer.door.from {
+	r.syncer.entrance.mu.Lock()
+	defer r.syncer.entrance.mu.Unlock()
+	for _, of := range r.syncer.entrance.from {
 		n += of
 	}
 	return n

@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 )
 
+// This file owns the count of calls that Close waits for.
+
 // gate counts the calls that are inside, so that Close can wait for them. The
 // count is negative once the gate is closed.
 type gate struct {

@@ -8,6 +8,9 @@ import (
 	"time"
 )
 
+// This file owns the exchange of hellos: who is there, and whether the two fit
+// together.
+
 // greeting is what two sides know of each other after their hellos.
 type greeting struct {
 	own, peer hello
@@ -20,12 +23,12 @@ func (g *greeting) decides() bool { return string(g.own.id[:]) < string(g.peer.i
 
 // hello returns what this side says of itself.
 func (y *syncer) hello(probe bool) hello {
-	o := &y.r.options
+	o := &y.settings
 	return hello{
 		minVersion: minProtocol, maxVersion: maxProtocol,
-		clockKind: clockLamport, cluster: o.Cluster, name: o.Name,
-		id: y.ownID(), epoch: y.r.commits.origin, nonce: y.nonce,
-		maxKey: MaxKeySize, maxValue: uint64(o.MaxValueSize), probe: probe,
+		clockKind: clockLamport, cluster: o.cluster, name: o.name,
+		id: y.store.id(), epoch: y.store.origin(), nonce: y.nonce,
+		maxKey: MaxKeySize, maxValue: uint64(o.maxValue), probe: probe,
 	}
 }
 
@@ -35,7 +38,7 @@ func (y *syncer) hello(probe bool) hello {
 func (y *syncer) greet(ctx context.Context, c *conn, dialed, probe bool) (*greeting, error) {
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
-	g := &greeting{own: y.hello(probe), since: y.meetings.Load()}
+	g := &greeting{own: y.hello(probe), since: y.store.meetings.Load()}
 	err := y.exchange(c, g, dialed)
 	if err == nil {
 		return g, nil
@@ -68,10 +71,7 @@ func (y *syncer) exchange(c *conn, g *greeting, dialed bool) error {
 		return err
 	case err == nil:
 		if g.peer, err = parseHello(payload); err == nil {
-			err = y.check(g.own, g.peer, dialed)
-		}
-		if err == nil {
-			err = y.checkHistory(g.peer)
+			err = y.admit(g, dialed)
 		}
 	case !errors.Is(err, ErrProtocol):
 		return err
@@ -84,6 +84,18 @@ func (y *syncer) exchange(c *conn, g *greeting, dialed bool) error {
 		return sendHello()
 	}
 	return nil
+}
+
+// admit judges the hello of a peer, and does what the verdict asks for.
+func (y *syncer) admit(g *greeting, dialed bool) error {
+	v := judge(encounter{g.own, g.peer, dialed, y.store.failure(), y.isForked(g.peer)})
+	if v.renew {
+		y.renewID(g.own.id)
+	}
+	if v.err == errForked {
+		y.tellForked(g.peer)
+	}
+	return v.err
 }
 
 // expect receives the one frame that may come now, or a bye. It is small, and has
@@ -112,32 +124,51 @@ func (c *conn) expect(want byte) ([]byte, error) {
 
 var errSilent = errors.New("nothing heard from the peer")
 
-// check finds what keeps the two sides apart.
-func (y *syncer) check(own, h hello, dialed bool) error {
+// encounter is what a verdict on a hello rests on.
+type encounter struct {
+	own, peer hello
+	dialed    bool  // by this side
+	failed    error // why this replica can't replicate any more, or nil
+	forked    bool  // the peer's epoch was followed by another already
+}
+
+// verdict is what becomes of an encounter.
+type verdict struct {
+	err   error // what keeps the two apart, or nil
+	renew bool  // this side has to draw a new database id
+}
+
+// judge finds what keeps the two sides apart. It looks at nothing else.
+func judge(e encounter) verdict {
+	own, peer := e.own, e.peer
+	refuse := func(format string, args ...any) verdict { return verdict{err: fmt.Errorf(format, args...)} }
 	switch {
-	case h.id.IsZero() || h.nonce == 0:
-		return fmt.Errorf("%w: hello: id %v, nonce %d", ErrProtocol, h.id, h.nonce)
-	case h.id == own.id && h.nonce == own.nonce && dialed:
+	case peer.id.IsZero() || peer.nonce == 0:
+		return refuse("%w: hello: id %v, nonce %d", ErrProtocol, peer.id, peer.nonce)
+	case peer.id == own.id && peer.nonce == own.nonce && e.dialed:
 		// Oneself would have said bye.
-		return fmt.Errorf("%w: hello: what was dialled sends back what it is sent", ErrProtocol)
-	case h.id == own.id && h.nonce == own.nonce:
-		return ErrSelf
-	case h.cluster != own.cluster:
-		return fmt.Errorf("%w: cluster %q met cluster %q (Options.Cluster)", ErrRefused, own.cluster, h.cluster)
-	case h.clockKind != own.clockKind:
-		return fmt.Errorf("%w: clock kind %d met clock kind %d", ErrRefused, own.clockKind, h.clockKind)
-	case h.maxKey != own.maxKey || h.maxValue != own.maxValue:
-		return fmt.Errorf("%w: limits of %d and %d bytes for keys and values met limits of %d and %d (Options.MaxValueSize)",
-			ErrRefused, own.maxKey, own.maxValue, h.maxKey, h.maxValue)
-	case h.epoch&drawnOrigin == 0:
-		return fmt.Errorf("%w: hello: epoch %v", ErrProtocol, h.epoch)
-	case h.id != own.id:
-		return y.r.commits.failure()
-	case own.nonce < h.nonce:
+		return refuse("%w: hello: what was dialled sends back what it is sent", ErrProtocol)
+	case peer.id == own.id && peer.nonce == own.nonce:
+		return verdict{err: ErrSelf}
+	case peer.cluster != own.cluster:
+		return refuse("%w: cluster %q met cluster %q (Options.Cluster)", ErrRefused, own.cluster, peer.cluster)
+	case peer.clockKind != own.clockKind:
+		return refuse("%w: clock kind %d met clock kind %d", ErrRefused, own.clockKind, peer.clockKind)
+	case peer.maxKey != own.maxKey || peer.maxValue != own.maxValue:
+		return refuse("%w: limits of %d and %d bytes for keys and values met limits of %d and %d (Options.MaxValueSize)",
+			ErrRefused, own.maxKey, own.maxValue, peer.maxKey, peer.maxValue)
+	case peer.epoch&drawnOrigin == 0:
+		return refuse("%w: hello: epoch %v", ErrProtocol, peer.epoch)
+	case peer.id == own.id && own.nonce < peer.nonce:
 		// Two live instances of one id. One of them has to change, and the
 		// smaller nonce does.
-		y.renewID(own.id)
-		return fmt.Errorf("%w: it had the id %v, too, and this side draws a new one", ErrRefused, own.id)
+		return verdict{fmt.Errorf("%w: it had the id %v, too, and this side draws a new one", ErrRefused, own.id), true}
+	case peer.id == own.id:
+		return refuse("%w: %v", ErrCloned, own.id)
+	case e.failed != nil:
+		return verdict{err: e.failed}
+	case e.forked:
+		return verdict{err: errForked}
 	}
-	return fmt.Errorf("%w: %v", ErrCloned, own.id)
+	return verdict{}
 }

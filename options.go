@@ -12,10 +12,9 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/opt"
 )
 
-const (
-	// MaxKeySize is the size in bytes of the largest key that can be written.
-	MaxKeySize = 64 << 10
+// This file owns what a caller can choose, with its defaults and bounds.
 
+const (
 	defaultMaxValueSize = 16 << 20
 	maxMaxValueSize     = 1 << 30
 	defaultMinInterval  = 100 * time.Millisecond
@@ -26,10 +25,6 @@ const (
 	defaultMaxSessions        = 256
 	defaultMaxSessionsPerAddr = 16
 )
-
-// Meta is whatever the caller wants to remember of a peer. It is shown in
-// Status and not otherwise used.
-type Meta map[string]string
 
 // Options configures a Replicator. The zero value, and nil, are valid: a
 // replica without peers, which writes its change log and can be given peers
@@ -187,12 +182,30 @@ func (o *Options) closeListener() {
 	}
 }
 
-// dial connects to a peer.
-func (o *Options) dial(ctx context.Context, addr string) (net.Conn, error) {
-	if o.Dial != nil {
-		return o.Dial(ctx, addr)
-	}
+// dialTCP is the default of Dial.
+func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, "tcp", addr)
+}
+
+// store returns what the store needs to know.
+func (o *Options) store() storeSettings {
+	return storeSettings{
+		logger: o.Logger, maxValue: o.MaxValueSize, skipAdoption: o.SkipAdoption, recovered: o.Recovered,
+		bootID: o.bootID(), pageEntries: o.pageEntries, rescan: o.rescan,
+	}
+}
+
+// sync returns what the syncer needs to know, but for the listener.
+func (o *Options) sync() syncSettings {
+	settings := syncSettings{
+		logger: o.Logger, name: o.Name, cluster: o.Cluster, dial: o.Dial,
+		minInterval: o.MinInterval, maxInterval: o.MaxInterval, timeout: o.Timeout, maxValue: o.MaxValueSize,
+		maxHandshakes: o.MaxHandshakes, maxSessions: o.MaxSessions, maxSessionsPerAddr: o.MaxSessionsPerAddr,
+	}
+	if settings.dial == nil {
+		settings.dial = dialTCP
+	}
+	return settings
 }
 
 // requireLoopback refuses an address that plain TCP would expose.

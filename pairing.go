@@ -8,6 +8,9 @@ import (
 	"net"
 )
 
+// This file owns how a connection becomes the one session of a pair, and what
+// becomes of a session at its end.
+
 // converse is a dialled connection's life: handshake, then the session, if there
 // is one.
 func (y *syncer) converse(ctx context.Context, nc net.Conn, p *peer) error {
@@ -33,7 +36,7 @@ func (y *syncer) converse(ctx context.Context, nc net.Conn, p *peer) error {
 // shake makes a connection a session. The peer is the one that was dialled, or
 // nil.
 func (y *syncer) shake(ctx context.Context, nc net.Conn, addr string, p *peer) (*session, error) {
-	c := newConn(nc, y.r.options.Timeout)
+	c := newConn(nc, y.settings.timeout)
 	g, err := y.greet(ctx, c, p != nil, false)
 	if err == nil && p != nil { // it has answered our hello
 		p.met(g.peer)
@@ -75,7 +78,7 @@ func (y *syncer) probe(ctx context.Context, p *peer) error {
 		return err
 	}
 	defer nc.Close()
-	g, err := y.greet(ctx, newConn(nc, y.r.options.Timeout), true, true)
+	g, err := y.greet(ctx, newConn(nc, y.settings.timeout), true, true)
 	if err != nil {
 		return &PeerError{p.addr, "handshake", err}
 	}
@@ -84,9 +87,8 @@ func (y *syncer) probe(ctx context.Context, p *peer) error {
 }
 
 var (
-	errReplaced  = errors.New("replicator: a newer connection with this peer took over")
-	errDuplicate = errors.New("replicator: there is a session with this peer already")
-	errProbed    = errors.New("replicator: the peer only wanted to know who is here")
+	errReplaced = errors.New("replicator: a newer connection with this peer took over")
+	errProbed   = errors.New("replicator: the peer only wanted to know who is here")
 )
 
 // pair makes the connection the session of the pair, if both sides agree.
@@ -111,7 +113,7 @@ func (y *syncer) pair(ctx context.Context, c *conn, g *greeting, addr string, di
 		y.renewIfForked(g.own.id, err)
 		return nil, err
 	}
-	c.widen(y.r.options.Timeout + longestWait(y.r.options.MaxInterval)) // until the peer answers the next ping
+	c.widen(y.settings.timeout + longestWait(y.settings.maxInterval)) // until the peer answers the next ping
 	return s, nil
 }
 
@@ -162,10 +164,9 @@ func (y *syncer) register(ctx context.Context, c *conn, g *greeting, addr string
 			y.mu.Unlock()
 			return nil, errReplaced
 		}
-		s := newSession(ctx, y.r, c, g, y.recordOf(id), addr, dialed)
+		s := newSession(ctx, y, c, g, y.recordOf(id), addr, dialed)
 		s.number = number
 		y.sessions[id] = s
-		y.publishWakes()
 		y.mu.Unlock()
 		if before != nil {
 			before.cancel(errReplaced)
@@ -185,18 +186,19 @@ func (y *syncer) reporterOf(s *session) *reporter {
 			return p.report
 		}
 	}
-	if s.record.report == nil {
-		s.record.report = newReporter(y.r.options.Logger, "peer", s.hello.id.String())
+	id := s.hello.id
+	if y.reports[id] == nil {
+		y.reports[id] = newReporter(y.settings.logger, "peer", id.String())
 	}
-	return s.record.report
+	return y.reports[id]
 }
 
 // refuses returns why there can be no session now. The caller holds mu.
 func (y *syncer) refuses(g *greeting, dialed bool) error {
-	switch most := y.r.options.MaxSessions; {
+	switch most := y.settings.maxSessions; {
 	case y.stopped:
 		return ErrClosed
-	case g.own.id != y.id:
+	case g.own.id != y.store.id():
 		return errRenewed // since the hello was sent
 	case !dialed && len(y.sessions) >= most && y.sessions[g.peer.id] == nil:
 		return fmt.Errorf("%w: %d sessions are open (Options.MaxSessions)", ErrRefused, most)
@@ -209,15 +211,5 @@ func (y *syncer) remove(s *session) {
 	defer y.mu.Unlock()
 	if y.sessions[s.hello.id] == s {
 		delete(y.sessions, s.hello.id)
-		y.publishWakes()
 	}
-}
-
-// publishWakes tells the commit section whom to wake. The caller holds mu.
-func (y *syncer) publishWakes() {
-	var wakes []chan struct{}
-	for _, s := range y.sessions {
-		wakes = append(wakes, s.wake)
-	}
-	y.wakes.Store(&wakes)
 }

@@ -9,6 +9,8 @@ import (
 	"unicode"
 )
 
+// This file owns the bytes of the messages.
+
 // The messages of a session, one a frame. docs/PROTOCOL.md has their tables.
 const (
 	frameHello  = 1  // who is there; the first frame of both sides
@@ -24,13 +26,11 @@ const (
 )
 
 const (
-	protocolMagic  = "replicator\r\n"
-	minProtocol    = 1
-	maxProtocol    = 1
-	clockLamport   = 1
-	maxClusterName = 255
-	maxName        = 255
-	maxByeText     = 1 << 10
+	protocolMagic = "replicator\r\n"
+	minProtocol   = 1
+	maxProtocol   = 1
+	clockLamport  = 1
+	maxByeText    = 1 << 10
 )
 
 // hello opens a connection.
@@ -163,15 +163,6 @@ func parseAck(b []byte) (a ack, err error) {
 	return a, wrapProtocol("ack", r.finish())
 }
 
-// pull asks for a page: of the log, below what was reached and above the
-// checkpoint, or of the whole state, behind a key.
-type pull struct {
-	cursor
-	wait   bool   // answer a scan that would be empty only when it no longer is
-	inline uint64 // values up to this size are sent along
-	adopts bool   // values of adopted keys are sent along, too
-}
-
 const (
 	pullWait   = 1
 	pullAdopts = 2
@@ -197,18 +188,6 @@ func parsePull(b []byte) (p pull, err error) {
 	p.inline = r.uvarint()
 	p.cursor = r.cursor()
 	return p, wrapProtocol("pull", r.finish())
-}
-
-// page answers a pull, with a state of the log that is read from one snapshot.
-type page struct {
-	unknown bool     // the pull's positions are not of this log: pull in full
-	done    bool     // of a full scan: nothing is left behind the last key
-	rescan  bool     // of a log scan's beginning: all that is new is read faster in key order
-	head    position // the snapshot's
-	floor   uint64   // the snapshot's
-	reached uint64   // of a log scan: read down to this record
-	key     []byte   // of a full scan: read up to and with this key
-	entries []entry  // in ascending order of their keys, each once
 }
 
 const (
@@ -290,6 +269,51 @@ func appendEntry(dst []byte, e *entry, previous Origin) []byte {
 		dst = binary.AppendUvarint(dst, uint64(len(e.value)))
 	}
 	return dst
+}
+
+// entryWriter encodes entries, for a page or for values. It is a sink.
+type entryWriter struct {
+	parts  [][]byte // finished
+	body   []byte
+	length int // of all
+	origin Origin
+}
+
+// add copies the entry, but for a large value, which becomes a part of its own.
+func (w *entryWriter) add(e *entry) {
+	before := len(w.body)
+	w.body = appendEntry(w.body, e, w.origin)
+	w.origin = e.Origin
+	switch {
+	case e.Deleted || e.absent:
+	case len(e.value) > chunkSize:
+		w.length += len(w.body) - before + len(e.value)
+		w.parts = append(w.parts, w.body, e.value)
+		w.body = nil
+		return
+	default:
+		w.body = append(w.body, e.value...)
+	}
+	w.length += len(w.body) - before
+}
+
+func (w *entryWriter) reset() { *w = entryWriter{body: w.body[:0]} }
+
+func (w *entryWriter) size() int { return w.length }
+
+// page returns the payload of a page frame with the entries that were added.
+func (w *entryWriter) page(p *page, entries int) [][]byte {
+	return w.behind(p.appendHeader(nil, entries))
+}
+
+// values returns the payload of a values frame that deals with as many keys.
+func (w *entryWriter) values(answered, entries int) [][]byte {
+	header := binary.AppendUvarint(nil, uint64(answered))
+	return w.behind(binary.AppendUvarint(header, uint64(entries)))
+}
+
+func (w *entryWriter) behind(header []byte) [][]byte {
+	return append(append([][]byte{header}, w.parts...), w.body)
 }
 
 // entries reads a count and as many entries. What can't be stored here, or is

@@ -105,7 +105,7 @@ func wireMessages() []wireMessage {
 	last := &page{done: true, head: position{wireEpoch, 9}, floor: 1, key: []byte("z"), entries: []entry{}}
 	foreign := &page{unknown: true, head: position{wireEpoch, 9}, floor: 4, key: []byte{}, entries: []entry{}}
 	values := &valuesMessage{2, []entry{{key: []byte("c"), Version: Version{Stamp{0, 0x535c416a85b807e9}, false}, value: []byte("large")}}}
-	w := pageWriter{q: &pull{}, inline: 4}
+	w := pageWriter{q: &pull{}, sink: new(entryWriter), inline: 4}
 	w.page = page{done: true, head: position{wireEpoch, 9}, floor: 1, key: []byte("b")}
 	w.add([]byte("a"), Version{Stamp{2, wireEpoch}, false}, []byte("v"))
 	w.add([]byte("b"), Version{Stamp{3, wireEpoch}, true}, nil)
@@ -127,7 +127,7 @@ func wireMessages() []wireMessage {
 		{"pull of a log scan", framePull, scan, [][]byte{scan.append(nil)}},
 		{"pull of a full scan", framePull, full, [][]byte{full.append(nil)}},
 		{"page", framePage, small, [][]byte{small.appendHeader(nil, 3), appendEntries(nil, small.entries)}},
-		{"page as it is served", framePage, &served, [][]byte{w.page.appendHeader(nil, w.entries), w.body}},
+		{"page as it is served", framePage, &served, w.sink.(*entryWriter).page(&w.page, w.entries)},
 		{"last page", framePage, last, [][]byte{last.encode()}},
 		{"page of another log", framePage, foreign, [][]byte{foreign.encode()}},
 		{"fetch", frameFetch, [][]byte{[]byte("a"), []byte("c")}, [][]byte{appendFetch(nil, [][]byte{[]byte("a"), []byte("c")})}},
@@ -201,7 +201,7 @@ func receiveFrom(sent []byte, limit func(kind byte) int) (kind byte, payload []b
 
 // inSession is what a session accepts whose values have at most 1 MiB.
 func inSession(kind byte) int {
-	return (&session{r: &Replicator{options: Options{MaxValueSize: 1 << 20}}}).frameLimit(kind)
+	return (&session{y: &syncer{settings: syncSettings{maxValue: 1 << 20}}}).frameLimit(kind)
 }
 
 func anyFrame(byte) int { return 1 << 20 }
@@ -414,7 +414,7 @@ func FuzzMessages(f *testing.F) {
 		for i := range entries {
 			e := &entries[i]
 			require.LessOrEqual(t, len(e.key), MaxKeySize)
-			require.False(t, isReserved(e.key))
+			require.False(t, hidden(e.key))
 			require.LessOrEqual(t, max(uint64(len(e.value)), e.size), uint64(maxValue))
 			require.True(t, i == 0 || bytes.Compare(entries[i-1].key, e.key) < 0)
 		}

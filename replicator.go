@@ -1,6 +1,7 @@
 package replicator
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -12,19 +13,20 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
+// This file owns the door: what a program calls, with the checks that come first.
+
 // Replicator is a database that keeps itself equal to its peers. All methods are
 // safe for concurrent use.
 type Replicator struct {
-	db      *leveldb.DB
-	owned   bool // Close closes db
-	options Options
-	history history // epochs of the log
-	floor   uint64  // records below it are not served
-	commits *committer
-	gate    gate
-	holds   holds
-	adopter *adopter
-	syncer  *syncer
+	db       *leveldb.DB
+	owned    bool // Close closes db
+	store    *store
+	syncer   *syncer
+	maxValue int      // bytes
+	options  *Options // for what AddPeer may add
+	addr     net.Addr // nil: nobody can dial in
+	gate     gate
+	holds    holds
 
 	closing   sync.Mutex // guards what follows
 	stopped   bool       // background work has ended, the clean mark is written
@@ -103,27 +105,31 @@ func OpenFile(path string, ldb *opt.Options, o *Options) (*Replicator, error) {
 // bypasses replication: see Open.
 func (r *Replicator) DB() *leveldb.DB { return r.db }
 
-func start(db *leveldb.DB, options Options) (*Replicator, error) {
-	listener := options.Listener
-	if options.Listen != "" {
+func start(db *leveldb.DB, o Options) (*Replicator, error) {
+	listener := o.Listener
+	if o.Listen != "" {
 		var err error
-		if listener, err = net.Listen("tcp", options.Listen); err != nil {
+		if listener, err = net.Listen("tcp", o.Listen); err != nil {
 			return nil, fmt.Errorf("replicator: open: %w", err)
 		}
 	}
-	op, err := readOpening(db, &options)
+	d, err := openStore(db, o.store())
 	if err != nil {
-		if options.Listen != "" {
+		if o.Listen != "" {
 			listener.Close()
 		}
 		return nil, err
 	}
-	r := &Replicator{db: db, options: options, history: op.history, floor: op.floor}
+	settings := o.sync()
+	settings.listener = listener
+	r := &Replicator{db: db, store: d, syncer: startSync(d, settings), maxValue: o.MaxValueSize, options: &o}
 	r.gate.empty = make(chan struct{})
-	r.commits = newCommitter(op)
-	r.adopter = newAdopter(r, op)
-	r.syncer = newSyncer(r, op, listener)
-	r.syncer.start()
+	if listener != nil {
+		r.addr = listener.Addr()
+	}
+	for addr, meta := range o.Peers {
+		_ = r.syncer.addPeer(addr, meta) // a map has no address twice
+	}
 	return r, nil
 }
 
@@ -147,7 +153,7 @@ func (r *Replicator) Delete(key []byte, wo *opt.WriteOptions) error {
 }
 
 func (r *Replicator) writeOne(key, value []byte, deleted bool, wo *opt.WriteOptions) error {
-	p := r.commits.newProposal()
+	p := r.store.commits.newProposal()
 	p.key, p.value, p.deleted = key, value, deleted
 	p.ops, p.keys, p.values = 1, len(key), len(value)
 	p.sync, p.alone = wo.GetSync(), wo.GetNoWriteMerge()
@@ -173,7 +179,7 @@ func (r *Replicator) Write(b *leveldb.Batch, wo *opt.WriteOptions) error {
 	if check.err != nil {
 		return check.err
 	}
-	p := r.commits.newProposal()
+	p := r.store.commits.newProposal()
 	p.batch, p.ops, p.keys, p.values = b, b.Len(), check.keys, check.values
 	p.sync, p.alone = wo.GetSync(), wo.GetNoWriteMerge()
 	return r.propose(p)
@@ -184,7 +190,7 @@ func (r *Replicator) propose(p *proposal) error {
 		return ErrClosed
 	}
 	defer r.gate.leave()
-	return r.commits.do(p)
+	return r.store.commits.do(p)
 }
 
 // batchCheck finds the first operation of a batch that can't be accepted.
@@ -209,9 +215,9 @@ func (r *Replicator) checkWrite(key, value []byte) error {
 	switch {
 	case len(key) > MaxKeySize:
 		return fmt.Errorf("%w: the key %.32q… has %d bytes, the limit is %d", ErrTooLarge, key, len(key), MaxKeySize)
-	case len(value) > r.options.MaxValueSize:
+	case len(value) > r.maxValue:
 		return fmt.Errorf("%w: the value of key %.64q has %d bytes, the limit is %d (Options.MaxValueSize)",
-			ErrTooLarge, key, len(value), r.options.MaxValueSize)
+			ErrTooLarge, key, len(value), r.maxValue)
 	case hidden(key):
 		return fmt.Errorf("%w: key %.64q", ErrReserved, key)
 	}
@@ -221,7 +227,7 @@ func (r *Replicator) checkWrite(key, value []byte) error {
 // Get returns the value of a key, or leveldb.ErrNotFound. The returned slice is
 // the caller's own; an empty value may come back as nil.
 func (r *Replicator) Get(key []byte, ro *opt.ReadOptions) ([]byte, error) {
-	return r.get(r.db, key, ro)
+	return r.get(r.store, key, ro)
 }
 
 func (r *Replicator) get(db reader, key []byte, ro *opt.ReadOptions) ([]byte, error) {
@@ -237,7 +243,7 @@ func (r *Replicator) get(db reader, key []byte, ro *opt.ReadOptions) ([]byte, er
 
 // Has reports whether the database has the key.
 func (r *Replicator) Has(key []byte, ro *opt.ReadOptions) (bool, error) {
-	return r.has(r.db, key, ro)
+	return r.has(r.store, key, ro)
 }
 
 func (r *Replicator) has(db reader, key []byte, ro *opt.ReadOptions) (bool, error) {
@@ -256,7 +262,7 @@ func (r *Replicator) has(db reader, key []byte, ro *opt.ReadOptions) (bool, erro
 // released, is not safe for concurrent use, and carries an error that prevented
 // it; its keys and values are valid until it is moved.
 func (r *Replicator) NewIterator(slice *util.Range, ro *opt.ReadOptions) iterator.Iterator {
-	return r.newIterator(r.db, slice, ro)
+	return r.newIterator(r.store, slice, ro)
 }
 
 func (r *Replicator) newIterator(db reader, slice *util.Range, ro *opt.ReadOptions) iterator.Iterator {
@@ -273,7 +279,7 @@ func (r *Replicator) GetSnapshot() (*Snapshot, error) {
 		return nil, ErrClosed
 	}
 	defer r.gate.leave()
-	snap, err := r.db.GetSnapshot()
+	snap, err := r.store.snapshot()
 	if err != nil {
 		return nil, err
 	}
@@ -288,9 +294,47 @@ func (r *Replicator) Version(key []byte) (Version, error) {
 		return Version{}, ErrClosed
 	}
 	defer r.gate.leave()
-	record, err := lookup(r.db, key)
+	record, err := lookup(r.store, key)
 	return record.Version, err
 }
+
+// Digest reads the whole database, as it is at the call. A key that is not
+// adopted yet counts with the stamp that adoption will give it. Close does not wait
+// for it: Digest then returns ErrClosed.
+func (r *Replicator) Digest() (Digest, error) {
+	if !r.gate.enter() {
+		return Digest{}, ErrClosed
+	}
+	defer r.gate.leave()
+	return r.store.digest(r.gate.isClosed)
+}
+
+// Addr returns the address that peers can dial, or nil when not listening.
+func (r *Replicator) Addr() net.Addr { return r.addr }
+
+// AddPeer adds a peer to dial, or replaces the metadata of one. It returns
+// before the peer is reached; see Status and SyncNow. It fails if the address is
+// empty, and with ErrClosed. Without Options.Dial it also fails if the address is
+// malformed, or not a loopback address (see Options.Insecure).
+func (r *Replicator) AddPeer(addr string, meta Meta) error {
+	if err := r.options.checkPeer(addr); err != nil {
+		return fmt.Errorf("replicator: add peer: %w", err)
+	}
+	return r.syncer.addPeer(addr, meta)
+}
+
+// RemovePeer stops dialling a peer, and ends the session that was dialled. The
+// peer stays known, and can still dial in. It fails with ErrUnknownPeer if the
+// address was not added, and with ErrClosed.
+func (r *Replicator) RemovePeer(addr string) error { return r.syncer.removePeer(addr) }
+
+// SyncNow returns once everything in reachable peers' logs at the time of the call
+// has been merged here. It dials each configured address at which it is not known
+// who is there at this moment: those without a session, and those whose session
+// the peer dialled itself. It returns, joined, a *PeerError for each peer that
+// could not be reached or did not finish before ctx was done. Peers that dialled
+// in are waited for, too.
+func (r *Replicator) SyncNow(ctx context.Context) error { return r.syncer.syncNow(ctx) }
 
 // Close ends all sessions, waits for everything that runs in the background,
 // makes what was written durable, and marks the database as cleanly closed. It
@@ -313,16 +357,14 @@ func (r *Replicator) Close() error {
 	if !r.stopped {
 		r.gate.close()
 		r.syncer.stop()
-		r.commits.close()
-		if err := markClean(r.commits); err != nil {
+		if err := r.store.close(); err != nil {
 			r.closedErr = fmt.Errorf("%w; the database is not marked as cleanly closed", err)
 		}
-		r.commits.probes.Wait()
 		r.stopped = true
 	}
-	if r.commits.lockLost.Load() { // the handle stays taken, and can't be closed
+	if r.store.isLost() { // the handle stays taken, and can't be closed
 		r.closed = true
-		return fmt.Errorf("%w; %w", r.closedErr, errLockLost)
+		return fmt.Errorf("%w; %w", r.closedErr, errLost)
 	}
 	registry.Delete(r.db)
 	if r.owned {

@@ -11,6 +11,8 @@ import (
 	"time"
 )
 
+// This file owns what the log says of peers, and how often.
+
 // remindEvery is how often the log says that a peer is still away, or away again
 // for the same cause.
 const remindEvery = time.Hour

@@ -6,6 +6,8 @@ import (
 	"time"
 )
 
+// This file owns when a peer is contacted next.
+
 // schedule says when a peer is contacted next. As in level-replicator, writes
 // raise the frequency, idleness lets it decay, and failures do, too.
 type schedule struct {

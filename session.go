@@ -11,6 +11,9 @@ import (
 	"time"
 )
 
+// This file owns a session: its goroutines, what they tell each other, heartbeats and
+// acknowledgements.
+
 const (
 	// ackDelay is for how long acknowledgements are gathered: each costs a Sync.
 	ackDelay = 500 * time.Millisecond
@@ -26,13 +29,37 @@ const (
 	maxRequestFrame = 1 << 20
 )
 
+// State says what goes on with a peer.
+type State string
+
+// The states of a peer.
+const (
+	StateConnecting    State = "connecting"      // being dialled
+	StateWaiting       State = "waiting"         // to be dialled, see NextAttempt and LastError
+	StateSelf          State = "self"            // the address is this replica's own; it is not dialled again
+	StateStarting      State = "starting"        // in a session, before the first answer to a pull
+	StatePullingInFull State = "pulling in full" // reading all that the peer has
+	StatePullingLog    State = "pulling the log" // reading what is new
+	StateInSync        State = "in sync"         // all that the peer has told of is merged here
+)
+
+// Side says which side of a session dialled.
+type Side string
+
+// The sides of a session.
+const (
+	DialedByUs   Side = "us"
+	DialedByThem Side = "them"
+)
+
 // session is one connection's conversation with a peer, in both directions: the
 // pull side reads the peer's log, the serve side answers the peer's pulls.
 //
 // The reader goroutine only receives and hands on, and never sends: two readers
 // that waited for each other's sends would wait for ever.
 type session struct {
-	r      *Replicator
+	y      *syncer
+	store  *store
 	conn   *conn
 	own    hello       // as sent
 	hello  hello       // the peer's
@@ -52,15 +79,15 @@ type session struct {
 	fetches chan [][]byte // to serve
 	pages   chan []byte   // to pull
 	values  chan []byte   // to pull
-	wake    chan struct{} // to serve: there are new records
+	commits *subscription // to serve: there are new records
 	flush   chan uint64   // to serve: answer a pull below this head at once
 	asked   chan uint64   // to control: the latest ping to answer
 	acks    chan ack      // to control: the peer's latest acknowledgement
 	ask     chan struct{} // to heartbeat: send a ping now
 	settled chan struct{} // to control: the checkpoint moved
 
-	meeting sync.Mutex // guards what follows
-	met     bool       // the peer is remembered
+	meeting turn // guards what follows
+	met     bool // the peer is remembered
 
 	mu       sync.Mutex // guards what follows
 	changed  chan struct{}
@@ -76,17 +103,17 @@ type session struct {
 	recordsIn, recordsOut atomic.Int64
 }
 
-func newSession(ctx context.Context, r *Replicator, c *conn, g *greeting, record *peerRecord, addr string, dialed bool) *session {
+func newSession(ctx context.Context, y *syncer, c *conn, g *greeting, record *peerRecord, addr string, dialed bool) *session {
 	s := &session{
-		r: r, conn: c, own: g.own, hello: g.peer, since: g.since, record: record, addr: addr, dialed: dialed,
+		y: y, store: y.store, conn: c, own: g.own, hello: g.peer, since: g.since, record: record, addr: addr, dialed: dialed,
+		meeting: make(turn, 1),
 		met:     dialed,
-		pace:    newSchedule(r.options.MinInterval, r.options.MaxInterval),
+		pace:    newSchedule(y.settings.minInterval, y.settings.maxInterval),
 		done:    make(chan struct{}),
 		pulls:   make(chan pull, 1),
 		fetches: make(chan [][]byte, 1),
 		pages:   make(chan []byte, 1),
 		values:  make(chan []byte, 1),
-		wake:    make(chan struct{}, 1),
 		flush:   make(chan uint64, 1),
 		asked:   make(chan uint64, 1),
 		acks:    make(chan ack, 1),
@@ -116,6 +143,8 @@ func (s *session) run() error {
 			s.cancel(err)
 		}
 	}
+	s.commits = s.store.subscribe()
+	defer s.store.unsubscribe(s.commits)
 	for _, part := range []func() error{s.heartbeat, s.control, s.serve, s.pull} {
 		start(part)
 	}
@@ -125,7 +154,7 @@ func (s *session) run() error {
 	s.conn.Close()
 	wg.Wait()
 	if err := s.saveCursor(false); err != nil && !errors.Is(cause, ErrFailed) {
-		s.r.options.Logger.Warn("replicator: checkpoint not saved", "peer", s.addr, "error", err)
+		s.y.settings.logger.Warn("replicator: checkpoint not saved", "peer", s.addr, "error", err)
 	}
 	close(s.done)
 	return cause
@@ -135,20 +164,20 @@ func (s *session) run() error {
 func (s *session) decides() bool { return bytes.Compare(s.own.id[:], s.hello.id[:]) < 0 }
 
 func (s *session) isMet() bool {
-	s.meeting.Lock()
-	defer s.meeting.Unlock()
+	s.meeting.take()
+	defer s.meeting.giveBack()
 	return s.met
 }
 
 // meet remembers the peer, which has shown that it heard of us, if that has not
 // been done in this session.
 func (s *session) meet() error {
-	s.meeting.Lock()
-	defer s.meeting.Unlock()
+	s.meeting.take()
+	defer s.meeting.giveBack()
 	if s.met {
 		return nil
 	}
-	err := s.r.syncer.meet(s.hello, "", s.since)
+	err := s.y.meet(s.hello, "", s.since)
 	s.met = err == nil
 	return err
 }
@@ -197,7 +226,7 @@ func (s *session) frameLimit(kind byte) int {
 	case framePull, frameFetch:
 		return maxRequestFrame
 	case framePage, frameValues:
-		return s.r.options.MaxValueSize + 4*maxPageBytes
+		return s.y.settings.maxValue + 4*maxPageBytes
 	}
 	return 0
 }
@@ -284,13 +313,6 @@ func replace[T any](to chan T, v T) {
 	to <- v
 }
 
-func signal(to chan struct{}) {
-	select {
-	case to <- struct{}{}:
-	default:
-	}
-}
-
 // note changes what is guarded by mu, and wakes those who wait for a change.
 func (s *session) note(change func()) {
 	s.mu.Lock()
@@ -298,33 +320,6 @@ func (s *session) note(change func()) {
 	change()
 	close(s.changed)
 	s.changed = make(chan struct{})
-}
-
-// acknowledged takes the peer's statement of what it has merged of our log. The
-// newest one holds, also if it is lower; one that is not of this log is none.
-func (s *session) acknowledged(a ack) error {
-	if s.isAcknowledged(a.merged) {
-		return nil
-	}
-	return s.r.commits.enter(false, func(c *committer) error {
-		// Here, since the peer can have read what is not published yet.
-		if !s.r.history.contains(a.merged, c.head) {
-			a.merged = position{}
-		}
-		if s.isAcknowledged(a.merged) {
-			return nil // a stranger's word makes no row
-		}
-		s.record.store(c.batch, s.hello.id, func(p *peerRecord) {
-			p.acknowledged, p.peerHead = a.merged, a.head
-		})
-		return nil
-	})
-}
-
-func (s *session) isAcknowledged(merged position) bool {
-	s.record.mu.Lock()
-	defer s.record.mu.Unlock()
-	return s.record.acknowledged == merged
 }
 
 // heartbeat asks for the peer's head when the schedule or somebody wants it. The
@@ -356,11 +351,11 @@ func (s *session) control() error {
 		case <-s.ctx.Done():
 			return nil
 		case token := <-s.asked:
-			head := s.r.commits.visible.head.Load()
+			head := s.store.head()
 			err = s.send(framePong, (&pong{token, head}).append(nil))
 			replace(s.flush, head)
 		case a := <-s.acks:
-			err = s.acknowledged(a)
+			err = s.store.acknowledge(s.hello.id, s.record, a.merged, a.head)
 		case <-s.settled:
 			if !armed {
 				ackTimer.Reset(ackDelay)
@@ -385,9 +380,7 @@ func newIdleTimer() *time.Timer {
 // acknowledge tells the peer up to where its log is durable here, if that is
 // not what it was told last; restate tells it in any case.
 func (s *session) acknowledge(last position, restate bool) (position, error) {
-	s.record.mu.Lock()
-	settled, durable := s.record.settled, s.record.durable
-	s.record.mu.Unlock()
+	settled, durable := s.record.toAcknowledge()
 	if !restate && settled == last {
 		return last, nil
 	}
@@ -395,11 +388,9 @@ func (s *session) acknowledge(last position, restate bool) (position, error) {
 		if err := s.saveCursor(true); err != nil {
 			return last, err
 		}
-		s.record.mu.Lock()
-		s.record.durable = settled
-		s.record.mu.Unlock()
+		s.record.madeDurable(settled)
 	}
-	a := ack{settled, s.r.commits.visible.head.Load()}
+	a := ack{settled, s.store.head()}
 	return settled, s.send(frameAck, a.append(nil))
 }
 
@@ -407,13 +398,10 @@ func (s *session) acknowledge(last position, restate bool) (position, error) {
 // echoes only, which is not worth a write of its own. With sync it also makes
 // all that was merged before as durable as a Sync write can.
 func (s *session) saveCursor(sync bool) error {
-	s.record.mu.Lock()
-	unsaved := s.record.unsaved
-	s.record.mu.Unlock()
-	if !unsaved && !sync {
+	if !sync && !s.record.isUnsaved() {
 		return nil
 	}
-	return s.r.syncer.saveRecord(s.hello.id, s.record, sync, func(*peerRecord) {})
+	return s.store.savePeer(s.hello.id, s.record, sync)
 }
 
 // lastToken returns the token to send: what was asked for, or a heartbeat.
@@ -480,83 +468,28 @@ func (s *session) alive(ctx context.Context) bool {
 	return err == nil || s.ctx.Err() == nil && s.conn.received.Load() > heard
 }
 
-// serve answers the peer's pulls and fetches.
-func (s *session) serve() error {
-	reader := &pageReader{r: s.r, echo: &s.echo}
-	delay := newIdleTimer()
-	defer delay.Stop()
-	var waiting *pull
-	var flush uint64
-	for {
-		late := false
-		select {
-		case <-s.ctx.Done():
-			return nil
-		case p := <-s.pulls:
-			if err := s.meet(); err != nil { // whoever asks for something has read our hello
-				return err
-			}
-			waiting = &p
-		case keys := <-s.fetches:
-			if err := s.meet(); err != nil { // whoever asks for something has read our hello
-				return err
-			}
-			parts, err := reader.values(keys)
-			if err == nil {
-				err = s.send(frameValues, parts...)
-			}
-			if err != nil {
-				return err
-			}
-			continue
-		case flush = <-s.flush:
-		case <-s.wake:
-		case <-delay.C:
-			late = true
-		}
-		if waiting == nil {
-			continue
-		}
-		switch s.due(waiting, flush, late) {
-		case dueLater:
-			delay.Reset(echoDelay)
-			fallthrough
-		case dueNever:
-			continue
-		}
-		delay.Stop()
-		header, body, entries, err := reader.page(waiting)
-		if err == nil {
-			err = s.send(framePage, header, body)
-		}
-		if err != nil {
-			return err
-		}
-		s.recordsOut.Add(int64(entries))
-		waiting = nil
-	}
+// traffic is what the session carried so far.
+func (s *session) traffic() traffic {
+	return traffic{s.conn.received.Load(), s.conn.sent.Load(), s.recordsIn.Load(), s.recordsOut.Load()}
 }
 
-type due int
+// lastContact is when the peer last answered; zero: never.
+func (s *session) lastContact() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lastGood
+}
 
-const (
-	dueNow   due = iota
-	dueLater     // all that is new came from the peer
-	dueNever     // nothing is new
-)
+// sessionGlance is what Status shows of a session.
+type sessionGlance struct {
+	state    State
+	heard    bool // the peer has told of its head
+	peerHead uint64
+	lastGood time.Time // when the peer last answered; zero: never
+}
 
-// due tells when a pull is to be answered.
-func (s *session) due(p *pull, flush uint64, late bool) due {
-	head := s.r.commits.visible.head.Load()
-	at := p.checkpoint.seq
-	if !p.wait || p.scan != scanNone || p.seen.seq > at || !s.r.history.knows(&p.cursor, max(head, p.seen.seq)) {
-		return dueNow
-	}
-	switch {
-	case head <= at:
-		return dueNever
-	case late || at < flush || !s.echo.cover(at+1, head):
-		return dueNow
-	}
-	return dueLater
+func (s *session) glance() sessionGlance {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return sessionGlance{s.state, s.answers || s.caughtUp, s.peerHead, s.lastGood}
 }

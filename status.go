@@ -2,10 +2,11 @@ package replicator
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"time"
 )
+
+// This file owns what a replica tells of itself.
 
 // Status is a replica's state at one moment. It marshals to readable JSON.
 type Status struct {
@@ -28,29 +29,6 @@ type AdoptionStatus struct {
 	Adopted uint64 `json:"adopted"` // keys taken in
 	Skipped uint64 `json:"skipped"` // keys left out because they or their values are too large
 }
-
-// State says what goes on with a peer.
-type State string
-
-// The states of a peer.
-const (
-	StateConnecting    State = "connecting"      // being dialled
-	StateWaiting       State = "waiting"         // to be dialled, see NextAttempt and LastError
-	StateSelf          State = "self"            // the address is this replica's own; it is not dialled again
-	StateStarting      State = "starting"        // in a session, before the first answer to a pull
-	StatePullingInFull State = "pulling in full" // reading all that the peer has
-	StatePullingLog    State = "pulling the log" // reading what is new
-	StateInSync        State = "in sync"         // all that the peer has told of is merged here
-)
-
-// Side says which side of a session dialled.
-type Side string
-
-// The sides of a session.
-const (
-	DialedByUs   Side = "us"
-	DialedByThem Side = "them"
-)
 
 // PeerStatus is what is known of one address, or of one peer that dialled in.
 // What is not known is nil.
@@ -83,37 +61,33 @@ type PeerStatus struct {
 
 // Status returns the replica's state. It may be called after Close.
 func (r *Replicator) Status() Status {
-	y := r.syncer
-	progress := r.adopter.progress.Load()
+	d := r.store
+	progress := d.adopter.progress.Load()
 	s := Status{
-		Epoch:      r.commits.origin,
-		Clock:      r.commits.visible.clock.Load(),
-		Head:       r.commits.visible.head.Load(),
-		Floor:      r.floor,
-		LogRecords: uint64(r.commits.visible.records.Load()),
+		ID:         d.id(),
+		Epoch:      d.origin(),
+		Clock:      d.commits.visible.clock.Load(),
+		Head:       d.head(),
+		Floor:      d.floor,
+		LogRecords: uint64(d.commits.visible.records.Load()),
 		Adoption:   AdoptionStatus{progress.done, progress.adopted, progress.skipped},
 		Peers:      []PeerStatus{},
 	}
-	if err := r.commits.failure(); err != nil {
+	if err := d.failure(); err != nil {
 		s.Failed = err.Error()
 	}
-	if addr := r.Addr(); addr != nil {
-		s.Listening = addr.String()
+	if r.addr != nil {
+		s.Listening = r.addr.String()
 	}
-	y.mu.Lock()
-	s.ID = y.id
-	peers := slices.Collect(maps.Values(y.peers))
-	sessions := maps.Clone(y.sessions)
-	known := maps.Clone(y.known)
-	y.mu.Unlock()
-
+	peers, sessions := r.syncer.connections()
 	slices.SortFunc(peers, func(a, b *peer) int { return cmp.Compare(a.addr, b.addr) })
 	shown := map[DatabaseID]bool{}
 	first := map[DatabaseID]string{} // address by which a replica was shown
 	for _, p := range peers {
-		ps, session := p.status(), p.sessionIn(sessions, anyAnswer)
+		state, session := p.glance(), p.sessionIn(sessions, anyAnswer)
+		ps := newPeerStatus(state)
 		if ps.State != StateSelf {
-			ps.describe(s.Head, known[ps.ID], session)
+			ps.describe(s.Head, d.peer(ps.ID), session)
 		}
 		shown[ps.ID] = shown[ps.ID] || session != nil
 		if addr, again := first[ps.ID]; again && !ps.ID.IsZero() {
@@ -127,7 +101,7 @@ func (r *Replicator) Status() Status {
 	for id, session := range sessions {
 		if !shown[id] {
 			ps := PeerStatus{Addr: session.addr, ID: id, SameAs: first[id]}
-			ps.describe(s.Head, known[id], session)
+			ps.describe(s.Head, d.peer(id), session)
 			s.Peers = append(s.Peers, ps)
 		}
 	}
@@ -135,79 +109,50 @@ func (r *Replicator) Status() Status {
 	return s
 }
 
-// status is what a configured address knows by itself.
-func (p *peer) status() PeerStatus {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// newPeerStatus shows what a configured address knows by itself.
+func newPeerStatus(g peerGlance) PeerStatus {
 	ps := PeerStatus{
-		Addr: p.addr, Configured: true, Meta: maps.Clone(p.meta), ID: p.id, State: p.state,
-		LastSuccess: p.lastGood,
+		Addr: g.addr, Configured: true, Meta: g.meta, ID: g.id, State: g.state,
+		LastSuccess: g.lastGood,
 	}
-	if p.lastErr != nil {
-		ps.LastError = p.lastErr.Error()
+	if g.lastErr != nil {
+		ps.LastError = g.lastErr.Error()
 	}
-	if p.state == StateWaiting {
-		ps.NextAttempt = p.due
+	if g.state == StateWaiting {
+		ps.NextAttempt = g.due
 	}
 	return ps
 }
 
 // describe adds what the peer's record and the session with it tell.
 func (ps *PeerStatus) describe(head uint64, record *peerRecord, s *session) {
-	var merged, peerHead uint64
-	var t traffic
-	heard := false // of the peer's head
+	var known peerSummary
 	if record != nil {
-		record.mu.Lock()
-		t = record.traffic
-		merged, peerHead = record.checkpoint.seq, record.seen.seq
-		heard = !record.seen.isZero()
-		if !record.acknowledged.isZero() {
-			ps.Acknowledged = pointer(record.acknowledged.seq)
-		}
-		ps.Name = record.name
-		record.mu.Unlock()
+		known = record.summary()
 	}
+	ps.Name = known.name
+	heard, peerHead, t := !known.seen.isZero(), known.seen.seq, known.traffic
 	if s != nil {
-		s.mu.Lock()
-		ps.State = s.state
-		heard = heard || s.answers || s.caughtUp
-		peerHead = max(peerHead, s.peerHead)
-		if s.lastGood.After(ps.LastSuccess) {
-			ps.LastSuccess = s.lastGood
-		}
-		s.mu.Unlock()
-		ps.Name = s.hello.name
-		ps.NextAttempt = time.Time{}
-		ps.DialedBy = DialedByThem
+		g := s.glance()
+		ps.State, ps.Name, ps.DialedBy, ps.NextAttempt = g.state, s.hello.name, DialedByThem, time.Time{}
 		if s.dialed {
 			ps.DialedBy = DialedByUs
 		}
-		live := s.traffic()
-		t.bytesIn += live.bytesIn
-		t.bytesOut += live.bytesOut
-		t.recordsIn += live.recordsIn
-		t.recordsOut += live.recordsOut
+		heard = heard || g.heard
+		peerHead = max(peerHead, g.peerHead)
+		if g.lastGood.After(ps.LastSuccess) {
+			ps.LastSuccess = g.lastGood
+		}
+		t.add(s.traffic())
 	}
 	ps.BytesIn, ps.BytesOut, ps.RecordsIn, ps.RecordsOut = t.bytesIn, t.bytesOut, t.recordsIn, t.recordsOut
 	if heard {
-		ps.Behind = pointer(peerHead - min(merged, peerHead))
+		ps.Behind = pointer(peerHead - min(known.merged.seq, peerHead))
 	}
-	if ps.Acknowledged != nil {
-		ps.Unconfirmed = pointer(head - min(*ps.Acknowledged, head))
+	if !known.acknowledged.isZero() {
+		ps.Acknowledged = pointer(known.acknowledged.seq)
+		ps.Unconfirmed = pointer(head - min(known.acknowledged.seq, head))
 	}
 }
 
 func pointer[T any](v T) *T { return &v }
-
-// traffic is what the session carried so far.
-func (s *session) traffic() traffic {
-	return traffic{s.conn.received.Load(), s.conn.sent.Load(), s.recordsIn.Load(), s.recordsOut.Load()}
-}
-
-// lastContact is when the peer last answered; zero: never.
-func (s *session) lastContact() time.Time {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.lastGood
-}

@@ -6,25 +6,40 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
+
+// This file owns the syncer: who is dialled, who is let in, and which sessions there
+// are.
+
+// syncSettings is what the sync floor needs to know of its owner's wishes.
+type syncSettings struct {
+	logger                   *slog.Logger
+	name, cluster            string
+	listener                 net.Listener // nil: nobody can dial in
+	dial                     func(ctx context.Context, addr string) (net.Conn, error)
+	minInterval, maxInterval time.Duration
+	timeout                  time.Duration
+	maxValue                 int // bytes
+	maxHandshakes            int
+	maxSessions              int
+	maxSessionsPerAddr       int
+}
 
 // syncer keeps a session with every peer: it dials those that are configured,
 // accepts those that dial, and sees to it that there is one session a pair.
 type syncer struct {
-	r        *Replicator
-	listener net.Listener
+	store    *store
+	settings syncSettings
 	nonce    uint64
 	claims   claims
-	door     *door
+	entrance *entrance
 	refusals refusals
-	meetings atomic.Uint64                   // epochs of peers noted since Open
-	wrote    chan struct{}                   // a local write was committed
-	wakes    atomic.Pointer[[]chan struct{}] // of the live sessions
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -32,46 +47,36 @@ type syncer struct {
 
 	mu       sync.Mutex // guards what follows
 	stopped  bool
-	id       DatabaseID
-	peers    map[string]*peer           // configured, by address
-	known    map[DatabaseID]*peerRecord // ever met
-	sessions map[DatabaseID]*session    // live, one a peer
-	accepts  uint64                     // number of the last accept sent
+	peers    map[string]*peer         // configured, by address
+	sessions map[DatabaseID]*session  // live, one a peer
+	reports  map[DatabaseID]*reporter // of peers that stand for no address
+	accepts  uint64                   // number of the last accept sent
 }
 
-func newSyncer(r *Replicator, op *opening, l net.Listener) *syncer {
+// startSync starts to replicate a store.
+func startSync(d *store, settings syncSettings) *syncer {
 	var nonce [8]byte
 	rand.Read(nonce[:])
 	y := &syncer{
-		r: r, listener: l, id: op.id, known: op.peers,
+		store: d, settings: settings,
 		nonce:    binary.BigEndian.Uint64(nonce[:]),
-		door:     newDoor(&r.options),
-		refusals: refusals{logger: r.options.Logger},
-		wrote:    make(chan struct{}, 1),
+		entrance: newEntrance(settings.maxHandshakes, settings.maxSessionsPerAddr),
+		refusals: refusals{logger: settings.logger},
 		peers:    map[string]*peer{},
 		sessions: map[DatabaseID]*session{},
+		reports:  map[DatabaseID]*reporter{},
 	}
 	y.ctx, y.cancel = context.WithCancelCause(context.Background())
-	return y
-}
-
-// start starts every goroutine that does not belong to a peer or a session.
-func (y *syncer) start() {
-	y.r.commits.changed = y.committed
-	y.r.commits.stopped = y.failed
-	y.wg.Go(func() { y.r.adopter.run(y.ctx) })
-	y.wg.Go(func() { y.r.sweep(y.ctx) })
 	y.wg.Go(y.quicken)
-	if y.listener != nil {
+	y.wg.Go(y.heed)
+	if settings.listener != nil {
 		y.wg.Go(y.accept)
 		y.wg.Go(func() {
-			<-y.ctx.Done() // Close, or a failed write
-			y.listener.Close()
+			<-y.ctx.Done() // stop, or a failed write
+			settings.listener.Close()
 		})
 	}
-	for addr, meta := range y.r.options.Peers {
-		_ = y.addPeer(addr, meta) // a map has no address twice
-	}
+	return y
 }
 
 // stop ends all sessions and waits for every goroutine.
@@ -83,32 +88,30 @@ func (y *syncer) stop() {
 	y.wg.Wait()
 }
 
-// committed is called in the commit section, after each commit.
-func (y *syncer) committed(local bool) {
-	if local {
-		signal(y.wrote)
+// heed ends all sessions when a write to leveldb has failed: nothing can be merged
+// any more, and what is here may not be durable.
+func (y *syncer) heed() {
+	select {
+	case <-y.ctx.Done():
+	case <-y.store.failed():
+		err := y.store.failure()
+		y.settings.logger.Error("replicator: replication stopped", "error", err)
+		y.cancel(err)
 	}
-	if wakes := y.wakes.Load(); wakes != nil {
-		for _, wake := range *wakes {
-			signal(wake)
-		}
-	}
-}
-
-// failed is called when a write to leveldb failed: nothing can be merged any
-// more, and what is here may not be durable.
-func (y *syncer) failed(err error) {
-	y.r.options.Logger.Error("replicator: replication stopped", "error", err)
-	y.cancel(err)
 }
 
 // quicken raises the frequency of contacts when there are local writes.
 func (y *syncer) quicken() {
+	commits := y.store.subscribe()
+	defer y.store.unsubscribe(commits)
 	for {
 		select {
 		case <-y.ctx.Done():
 			return
-		case <-y.wrote:
+		case <-commits.wake:
+		}
+		if !commits.local.Swap(false) {
+			continue
 		}
 		y.mu.Lock()
 		for _, p := range y.peers {
@@ -118,7 +121,7 @@ func (y *syncer) quicken() {
 			s.pace.wrote()
 		}
 		y.mu.Unlock()
-		pause(y.ctx, y.r.options.MinInterval) // a burst of writes counts once
+		pause(y.ctx, y.settings.minInterval) // a burst of writes counts once
 	}
 }
 
@@ -135,7 +138,7 @@ func pause(ctx context.Context, d time.Duration) {
 // replication stops.
 func (y *syncer) accept() {
 	for failures := 0; ; {
-		c, err := y.listener.Accept()
+		c, err := y.settings.listener.Accept()
 		switch {
 		case y.ctx.Err() != nil:
 			if err == nil {
@@ -143,11 +146,11 @@ func (y *syncer) accept() {
 			}
 			return
 		case errors.Is(err, net.ErrClosed):
-			y.r.options.Logger.Error("replicator: the listener was closed; peers can't dial in any more")
+			y.settings.logger.Error("replicator: the listener was closed; peers can't dial in any more")
 			return
 		case err != nil:
 			failures++
-			y.r.options.Logger.Warn("replicator: accept failed", "error", err)
+			y.settings.logger.Warn("replicator: accept failed", "error", err)
 			pause(y.ctx, min(time.Duration(failures)*10*time.Millisecond, time.Second))
 			continue
 		}
@@ -160,14 +163,14 @@ func (y *syncer) accept() {
 func (y *syncer) receive(c net.Conn) {
 	defer c.Close()
 	addr := c.RemoteAddr()
-	if err := y.door.enter(addr); err != nil {
+	if err := y.entrance.enter(addr); err != nil {
 		y.refusals.note(addr, err)
-		y.door.turnAway(c, err)
+		y.entrance.turnAway(c, err)
 		return
 	}
-	defer y.door.leave(addr)
+	defer y.entrance.leave(addr)
 	s, err := y.shake(y.ctx, c, addr.String(), nil)
-	y.door.through()
+	y.entrance.through()
 	if err != nil {
 		y.refusals.note(addr, err)
 		return
@@ -175,6 +178,7 @@ func (y *syncer) receive(c net.Conn) {
 	y.run(s)
 }
 
+// addPeer is Replicator.AddPeer.
 func (y *syncer) addPeer(addr string, meta Meta) error {
 	y.mu.Lock()
 	defer y.mu.Unlock()
@@ -187,16 +191,16 @@ func (y *syncer) addPeer(addr string, meta Meta) error {
 		p.mu.Unlock()
 		return nil
 	}
-	o := &y.r.options
+	o := &y.settings
 	ctx, cancel := context.WithCancelCause(y.ctx)
 	p := &peer{
 		addr: addr, meta: maps.Clone(meta), ctx: ctx, cancel: cancel,
-		pace:   newSchedule(o.MinInterval, o.MaxInterval),
+		pace:   newSchedule(o.minInterval, o.maxInterval),
 		dial:   make(chan struct{}, 1),
-		report: newReporter(o.Logger, "peer", addr),
+		report: newReporter(o.logger, "peer", addr),
 		state:  StateWaiting,
 	}
-	for id, record := range y.known {
+	for id, record := range y.store.allPeers() {
 		if record.metAt(addr) {
 			p.id = id
 		}
@@ -206,22 +210,8 @@ func (y *syncer) addPeer(addr string, meta Meta) error {
 	return nil
 }
 
-// AddPeer adds a peer to dial, or replaces the metadata of one. It returns
-// before the peer is reached; see Status and SyncNow. It fails if the address is
-// empty, and with ErrClosed. Without Options.Dial it also fails if the address is
-// malformed, or not a loopback address (see Options.Insecure).
-func (r *Replicator) AddPeer(addr string, meta Meta) error {
-	if err := r.options.checkPeer(addr); err != nil {
-		return fmt.Errorf("replicator: add peer: %w", err)
-	}
-	return r.syncer.addPeer(addr, meta)
-}
-
-// RemovePeer stops dialling a peer, and ends the session that was dialled. The
-// peer stays known, and can still dial in. It fails with ErrUnknownPeer if the
-// address was not added, and with ErrClosed.
-func (r *Replicator) RemovePeer(addr string) error {
-	y := r.syncer
+// removePeer is Replicator.RemovePeer.
+func (y *syncer) removePeer(addr string) error {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	if y.stopped {
@@ -238,10 +228,9 @@ func (r *Replicator) RemovePeer(addr string) error {
 
 var errRemoved = errors.New("replicator: the peer was removed here")
 
-// Addr returns the address that peers can dial, or nil when not listening.
-func (r *Replicator) Addr() net.Addr {
-	if l := r.syncer.listener; l != nil {
-		return l.Addr()
-	}
-	return nil
+// connections returns the configured addresses and the live sessions.
+func (y *syncer) connections() ([]*peer, map[DatabaseID]*session) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	return slices.Collect(maps.Values(y.peers)), maps.Clone(y.sessions)
 }

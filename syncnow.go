@@ -8,14 +8,10 @@ import (
 	"sync"
 )
 
-// SyncNow returns once everything in reachable peers' logs at the time of the call
-// has been merged here. It dials each configured address at which it is not known
-// who is there at this moment: those without a session, and those whose session
-// the peer dialled itself. It returns, joined, a *PeerError for each peer that
-// could not be reached or did not finish before ctx was done. Peers that dialled
-// in are waited for, too.
-func (r *Replicator) SyncNow(ctx context.Context) error {
-	y := r.syncer
+// This file owns the wait for everything that peers have.
+
+// syncNow is Replicator.SyncNow.
+func (y *syncer) syncNow(ctx context.Context) error {
 	y.mu.Lock()
 	if y.stopped {
 		y.mu.Unlock()

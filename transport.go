@@ -14,6 +14,8 @@ import (
 	"time"
 )
 
+// This file owns frames on a connection, and the deadlines that follow their bytes.
+
 // A frame is a length (4 bytes, big-endian, of type and payload), a type (1),
 // the payload, and a CRC-32C of type and payload (4).
 const (
@@ -56,8 +58,8 @@ type conn struct {
 }
 
 // turn is a mutex that is held while a frame is on its way, which can take minutes
-// over a slow link. In simulated time, nothing happens while anybody waits for a
-// sync.Mutex.
+// over a slow link, or while a commit is. In simulated time, nothing happens while
+// anybody waits for a sync.Mutex.
 type turn chan struct{}
 
 func (t turn) take()     { t <- struct{}{} }

@@ -9,24 +9,8 @@ import (
 	"github.com/syndtr/goleveldb/leveldb"
 )
 
-// entry is one key's version from elsewhere, with its value or, for a value
-// that was not sent along, its size and hash.
-type entry struct {
-	key []byte
-	Version
-	value  []byte
-	absent bool // the value was not sent along
-	size   uint64
-	hash   uint64
-}
-
-// valueHash returns the hash of the value, also of one that was not sent along.
-func (e *entry) valueHash() uint64 {
-	if e.absent {
-		return e.hash
-	}
-	return valueHash(e.value)
-}
+// This file owns what happens to an entry from elsewhere: whether it wins, and how the
+// winners are committed.
 
 // local is what this replica knows of an entry's key: nothing if found is false.
 type local struct {
@@ -48,24 +32,15 @@ type candidates struct {
 	adopting bool
 }
 
-// lookup reads a key's index record, or returns leveldb.ErrNotFound.
-func lookup(db reader, key []byte) (indexRecord, error) {
-	row, err := db.Get(indexKey(key), nil)
-	if err != nil {
-		return indexRecord{}, err
-	}
-	return parseIndexRecord(row)
-}
-
 // examine compares entries, which must be in ascending order of their keys, to
 // what is here, and rejects clocks that are out of bounds.
-func (r *Replicator) examine(entries []entry) (*candidates, error) {
+func (d *store) examine(entries []entry) (*candidates, error) {
 	c := &candidates{
 		entries:  entries,
 		local:    make([]local, len(entries)),
 		wins:     make([]bool, len(entries)),
-		adopting: r.adopter.running(),
-		head:     r.commits.visible.head.Load(),
+		adopting: d.adopter.running(),
+		head:     d.head(),
 	}
 	limit := clockLimit(time.Now())
 	for i := range entries {
@@ -73,11 +48,11 @@ func (r *Replicator) examine(entries []entry) (*candidates, error) {
 			return nil, fmt.Errorf("%w: key %.64q arrived with clock %d, at most %d is accepted at this time", ErrClock, e.key, e.Clock, limit)
 		}
 	}
-	if err := r.lookupAll(c); err != nil {
+	if err := d.lookupAll(c); err != nil {
 		return nil, err
 	}
 	for i := range entries {
-		if err := r.decide(c, i); err != nil {
+		if err := d.decide(c, i); err != nil {
 			return nil, err
 		}
 	}
@@ -85,15 +60,15 @@ func (r *Replicator) examine(entries []entry) (*candidates, error) {
 }
 
 // lookupAll reads what is here under each key.
-func (r *Replicator) lookupAll(c *candidates) error {
+func (d *store) lookupAll(c *candidates) error {
 	n := len(c.entries)
 	if n == 0 {
 		return nil
 	}
-	index := newFinder(r.db, r.db, tableIndex, n, c.entries[0].key, c.entries[n-1].key)
+	index := newFinder(d, d, tableIndex, n, c.entries[0].key, c.entries[n-1].key)
 	defer index.release()
 	for i := range c.entries {
-		if err := r.lookup(c, i, index); err != nil {
+		if err := d.lookupEntry(c, i, index); err != nil {
 			return err
 		}
 	}
@@ -101,30 +76,30 @@ func (r *Replicator) lookupAll(c *candidates) error {
 }
 
 // lookup reads what is here under one key.
-func (r *Replicator) lookup(c *candidates, i int, index *finder) error {
+func (d *store) lookupEntry(c *candidates, i int, index *finder) error {
 	key := c.entries[i].key
 	c.local[i] = local{}
 	row, err := index.get(key)
 	if err == leveldb.ErrNotFound {
-		return r.lookupUnadopted(c, i)
+		return d.lookupUnadopted(c, i)
 	}
 	if err != nil {
 		return fmt.Errorf("look up key %.64q: %w", key, err)
 	}
-	record, err := parseIndexRecord(row)
+	record, err := indexRow(key, row)
 	if err != nil {
-		return fmt.Errorf("%w: index of key %.64q", err, key)
+		return err
 	}
 	c.local[i] = local{record, true}
 	return nil
 }
 
 // lookupUnadopted treats a key that adoption has yet to take in as if it had.
-func (r *Replicator) lookupUnadopted(c *candidates, i int) error {
+func (d *store) lookupUnadopted(c *candidates, i int) error {
 	if !c.adopting {
 		return nil
 	}
-	value, err := r.db.Get(c.entries[i].key, nil)
+	value, err := d.Get(c.entries[i].key, nil)
 	switch {
 	case err == leveldb.ErrNotFound:
 		return nil
@@ -136,7 +111,7 @@ func (r *Replicator) lookupUnadopted(c *candidates, i int) error {
 }
 
 // decide applies the order of versions: does the entry win?
-func (r *Replicator) decide(c *candidates, i int) error {
+func (d *store) decide(c *candidates, i int) error {
 	e, here := &c.entries[i], &c.local[i]
 	if !here.found {
 		c.wins[i] = true
@@ -148,7 +123,7 @@ func (r *Replicator) decide(c *candidates, i int) error {
 		return nil
 	}
 	// One stamp, two puts: the same change, but for a resumed machine image.
-	value, err := r.db.Get(e.key, nil)
+	value, err := d.Get(e.key, nil)
 	if err != nil && err != leveldb.ErrNotFound {
 		return err
 	}
@@ -173,9 +148,9 @@ func (c *candidates) missing() (indices []int) {
 
 // merge commits the winners, verbatim, in one batch with what progress adds to
 // it. Before they are visible, note is told the sequences that they will have.
-func (r *Replicator) merge(c *candidates, note func(first, last uint64), progress func(*leveldb.Batch)) (merged int, err error) {
-	err = r.commits.enter(false, func(s *committer) error {
-		if err := r.examineAgain(s, c); err != nil {
+func (d *store) merge(c *candidates, note func(first, last uint64), progress func(*section)) (merged int, err error) {
+	err = d.enter(false, func(x *section) error {
+		if err := d.examineAgain(x, c); err != nil {
 			return err
 		}
 		var greatest uint64
@@ -187,15 +162,19 @@ func (r *Replicator) merge(c *candidates, note func(first, last uint64), progres
 			}
 		}
 		if merged > 0 {
-			if err := s.reserve(greatest); err != nil {
+			if err := x.reserve(greatest); err != nil {
 				return err
 			}
-			note(s.head+1, s.head+uint64(merged))
-			s.clock.witness(greatest)
-			c.append(s)
+			note(x.head+1, x.head+uint64(merged))
+			x.clock.witness(greatest)
+		}
+		for i := range c.entries {
+			if e := &c.entries[i]; c.wins[i] {
+				x.add(change{key: e.key, value: e.value, Version: e.Version, old: c.local[i].seq})
+			}
 		}
 		if progress != nil {
-			progress(s.batch)
+			progress(x)
 		}
 		return nil
 	})
@@ -205,32 +184,11 @@ func (r *Replicator) merge(c *candidates, note func(first, last uint64), progres
 	return merged, nil
 }
 
-// append adds the rows of the winners, with their versions as they came, and
-// removes the log records that they supersede.
-func (c *candidates) append(s *committer) {
-	changes := 0
-	for row := range rowsOfChange {
-		changes = 0
-		for i := range c.entries {
-			if !c.wins[i] {
-				continue
-			}
-			changes++
-			e := &c.entries[i]
-			if row == rowLog {
-				s.supersede(c.local[i].seq)
-			}
-			s.appendRow(row, e.key, e.value, e.Version, s.head+uint64(changes))
-		}
-	}
-	s.grow(changes)
-}
-
 // examineAgain looks up, inside the commit section, the keys that were written
 // since they were examined. An entry can only lose by that.
-func (r *Replicator) examineAgain(s *committer, c *candidates) error {
+func (d *store) examineAgain(x *section, c *candidates) error {
 	var again []int
-	err := s.writtenSince(c.head, func(key []byte) {
+	err := d.writtenSince(x, c.head, func(key []byte) {
 		i, found := slices.BinarySearchFunc(c.entries, key, func(e entry, key []byte) int {
 			return bytes.Compare(e.key, key)
 		})
@@ -241,14 +199,29 @@ func (r *Replicator) examineAgain(s *committer, c *candidates) error {
 	if err != nil {
 		return err
 	}
-	index := &finder{db: r.db, table: tableIndex}
+	index := &finder{db: d, table: tableIndex}
 	for _, i := range again {
-		if err := r.lookup(c, i, index); err != nil {
+		if err := d.lookupEntry(c, i, index); err != nil {
 			return err
 		}
-		if err := r.decide(c, i); err != nil {
+		if err := d.decide(c, i); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// writtenSince calls visit with the key of every record after the given head.
+// Work that looked keys up before it entered the commit section learns here
+// which of them to look up again. The key is valid during the call.
+func (d *store) writtenSince(x *section, head uint64, visit func(key []byte)) error {
+	if head == x.head {
+		return nil
+	}
+	log := newLogReader(d, head, x.head)
+	defer log.Release()
+	for log.next() {
+		visit(log.key)
+	}
+	return log.fault()
 }

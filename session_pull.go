@@ -1,96 +1,19 @@
 package replicator
 
 import (
-	"bytes"
 	"fmt"
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/syndtr/goleveldb/leveldb"
 )
 
-const (
-	// inlineSize is up to which size values are sent along, at most. In a mesh
-	// each of them arrives from every neighbour, so it is small.
-	inlineSize = 1 << 10
-	// firstInlineSize is the same for a full pull: a replica that has nothing
-	// yet asks for it.
-	firstInlineSize = 64 << 10
-)
-
-// start makes of a stored cursor one that a pull can begin with: without a
-// checkpoint, all is pulled.
-func (c cursor) start() cursor {
-	if c.checkpoint.isZero() && c.scan != scanFull {
-		return cursor{scan: scanFull}
-	}
-	return c
-}
-
-// advance returns the cursor as it is when the page is merged.
-func (c cursor) advance(p *page) (cursor, error) {
-	switch {
-	case p.unknown && c.scan == scanFull && c.checkpoint.isZero() && c.upper.isZero():
-		return c, fmt.Errorf("%w: page: refuses a full pull", ErrProtocol)
-	case p.unknown:
-		return cursor{scan: scanFull}, nil
-	case p.head.epoch == 0 || p.head.seq < c.seen.seq && c.seen.epoch == p.head.epoch:
-		return c, fmt.Errorf("%w: page: head %v is below %v, seen before", ErrProtocol, p.head, c.seen)
-	}
-	if p.head.seq >= c.seen.seq {
-		c.seen = p.head
-	}
-	if c.scan == scanFull {
-		return c.advanceFull(p)
-	}
-	return c.advanceLog(p)
-}
-
-func (c cursor) advanceFull(p *page) (cursor, error) {
-	first := c.upper.isZero()
-	if first {
-		c.upper = p.head
-	}
-	switch {
-	case p.floor > c.upper.seq+1:
-		return cursor{scan: scanFull}, nil // what changed since the start may be gone
-	case p.done:
-		return cursor{checkpoint: c.upper, seen: c.seen}, nil
-	case !first && bytes.Compare(p.key, c.key) <= 0:
-		return c, fmt.Errorf("%w: page: key %.64q is not above %.64q", ErrProtocol, p.key, c.key)
-	}
-	c.key = bytes.Clone(p.key)
-	return c, nil
-}
-
-func (c cursor) advanceLog(p *page) (cursor, error) {
-	if p.floor > c.checkpoint.seq+1 {
-		return cursor{scan: scanFull}, nil // what came after the checkpoint may be gone
-	}
-	if c.scan == scanNone {
-		c.scan, c.upper, c.reached = scanLog, p.head, p.head.seq+1
-	}
-	switch {
-	case p.reached <= c.checkpoint.seq+1:
-		return cursor{checkpoint: c.upper, seen: c.seen}, nil
-	case p.reached >= c.reached:
-		return c, fmt.Errorf("%w: page: reached %d, not below %d", ErrProtocol, p.reached, c.reached)
-	}
-	if p.rescan {
-		return cursor{checkpoint: c.checkpoint, seen: c.seen, scan: scanFull}, nil
-	}
-	c.reached = p.reached
-	return c, nil
-}
+// This file owns the pulling side of a session: asking for pages, and merging them.
 
 // pull reads the peer's log, page by page. When all is merged, the peer holds the
 // pull until there is something new.
 func (s *session) pull() error {
-	s.record.mu.Lock()
-	c := s.record.cursor.start()
-	s.record.mu.Unlock()
-	empty := s.r.commits.visible.head.Load() == 0 && !s.r.adopter.running()
+	c := s.record.place().start()
+	empty := s.store.head() == 0 && !s.store.adopter.running()
 	// The first page shows that the peer's log is still the one that the cursor
 	// is of, so it is not waited for something new.
 	if err := s.request(c, empty, false); err != nil {
@@ -102,7 +25,7 @@ func (s *session) pull() error {
 			return err
 		}
 		full = full || c.scan == scanFull && c.checkpoint.isZero()
-		p, err := parsePage(payload, s.r.options.MaxValueSize)
+		p, err := parsePage(payload, s.y.settings.maxValue)
 		if err != nil {
 			return err
 		}
@@ -159,7 +82,7 @@ func (s *session) await(from chan []byte) ([]byte, error) {
 // over the link in either direction for a Timeout: they may be before the fetch, or
 // before its answer.
 func (s *session) awaitValues() ([]byte, error) {
-	timeout := s.r.options.Timeout
+	timeout := s.y.settings.timeout
 	ticker := time.NewTicker(timeout)
 	defer ticker.Stop()
 	for before := s.conn.moved.Load(); ; {
@@ -195,7 +118,7 @@ func (s *session) progressed(c *cursor, full bool) {
 		}
 	})
 	if first {
-		s.r.syncer.reporterOf(s).caughtUp(s.hello, s.recordsIn.Load(), full)
+		s.y.reporterOf(s).caughtUp(s.hello, s.recordsIn.Load(), full)
 	}
 	signal(s.settled)
 }
@@ -206,7 +129,7 @@ func (s *session) mergePage(p *page, next cursor) error {
 	s.recordsIn.Add(int64(len(p.entries)))
 	entries := p.entries
 	for {
-		c, err := s.r.examine(entries)
+		c, err := s.store.examine(entries)
 		if err != nil {
 			return err
 		}
@@ -214,7 +137,7 @@ func (s *session) mergePage(p *page, next cursor) error {
 		if len(missing) == 0 {
 			return s.finishPage(c, next)
 		}
-		mine, theirs := s.r.syncer.claims.take(entries, missing)
+		mine, theirs := s.y.claims.take(entries, missing)
 		if len(mine) == 0 {
 			select {
 			case <-theirs:
@@ -224,7 +147,7 @@ func (s *session) mergePage(p *page, next cursor) error {
 			continue
 		}
 		err = s.fetch(entries, mine)
-		s.r.syncer.claims.release(entries, mine)
+		s.y.claims.release(entries, mine)
 		if err != nil {
 			return err
 		}
@@ -247,16 +170,10 @@ func without(entries []entry, indices []int) []entry {
 // well be behind.
 func (s *session) finishPage(c *candidates, next cursor) error {
 	if !slices.Contains(c.wins, true) && next.caughtUp() {
-		s.record.mu.Lock()
-		moved := s.record.checkpoint != next.checkpoint || s.record.seen != next.seen
-		s.record.move(next)
-		s.record.unsaved = s.record.unsaved || moved
-		s.record.mu.Unlock()
+		s.record.passed(next)
 		return nil
 	}
-	_, err := s.r.merge(c, s.echo.add, func(b *leveldb.Batch) {
-		s.record.store(b, s.hello.id, func(p *peerRecord) { p.move(next) })
-	})
+	_, err := s.store.merge(c, s.echo.add, func(x *section) { s.record.merged(x, s.hello.id, next) })
 	return err
 }
 
@@ -279,21 +196,21 @@ func (s *session) fetch(entries []entry, indices []int) error {
 		if err != nil {
 			return err
 		}
-		answered, values, err := parseValues(payload, s.r.options.MaxValueSize)
+		answered, values, err := parseValues(payload, s.y.settings.maxValue)
 		if err != nil {
 			return err
 		}
 		if answered == 0 || answered > uint64(len(keys)) {
 			return fmt.Errorf("%w: values: %d of %d keys answered", ErrProtocol, answered, len(keys))
 		}
-		c, err := s.r.examine(values)
+		c, err := s.store.examine(values)
 		if err != nil {
 			return err
 		}
 		if c.missing() != nil {
 			return fmt.Errorf("%w: values: an entry comes without its value", ErrProtocol)
 		}
-		if _, err := s.r.merge(c, s.echo.add, nil); err != nil {
+		if _, err := s.store.merge(c, s.echo.add, nil); err != nil {
 			return err
 		}
 		indices = indices[answered:]

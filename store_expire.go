@@ -2,13 +2,15 @@ package replicator
 
 import "context"
 
+// This file owns the removal of log records that nobody is served any more.
+
 // sweep removes the log records below the floor, which nobody is served any
 // more: after a discontinuous opening, all that were there.
-func (r *Replicator) sweep(ctx context.Context) {
+func (d *store) sweep(ctx context.Context) {
 	for swept := uint64(0); ctx.Err() == nil; {
-		last, err := r.sweepSome(swept)
+		last, err := d.sweepSome(swept)
 		if err != nil {
-			r.options.Logger.Error("replicator: could not remove old log records", "error", err)
+			d.settings.logger.Error("replicator: could not remove old log records", "error", err)
 		}
 		if err != nil || last == swept {
 			return
@@ -20,10 +22,10 @@ func (r *Replicator) sweep(ctx context.Context) {
 // sweepSome removes the first old records after a sequence, and returns the last
 // sequence that it removed. What is removed is not to be passed again: leveldb
 // has to step over all of it.
-func (r *Replicator) sweepSome(after uint64) (last uint64, err error) {
+func (d *store) sweepSome(after uint64) (last uint64, err error) {
 	const batch = 1000
 	var old []uint64
-	it := r.db.NewIterator(logRange(after, r.floor-1), nil)
+	it := d.NewIterator(logRange(after, d.floor-1), nil)
 	for len(old) < batch && it.Next() {
 		old = append(old, rowSequence(it.Key()))
 	}
@@ -31,9 +33,9 @@ func (r *Replicator) sweepSome(after uint64) (last uint64, err error) {
 	if err := it.Error(); err != nil || len(old) == 0 {
 		return after, err
 	}
-	return old[len(old)-1], r.commits.enter(false, func(s *committer) error {
+	return old[len(old)-1], d.enter(false, func(x *section) error {
 		for _, seq := range old {
-			s.deleteLogRecord(seq)
+			x.drop(seq)
 		}
 		return nil
 	})

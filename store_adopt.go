@@ -9,6 +9,8 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
+// This file owns the taking in of keys that were there before the Replicator.
+
 // adoption is the persisted progress of taking in the keys that a database held
 // before it was wrapped.
 type adoption struct {
@@ -59,16 +61,15 @@ const (
 // clock 0 and a hash of the value for an origin: replicas that start from the
 // same copy agree at once, and any change made through a Replicator is newer.
 type adopter struct {
-	r        *Replicator
+	d        *store
 	active   atomic.Bool
 	progress atomic.Pointer[adoption]
 }
 
-func newAdopter(r *Replicator, op *opening) *adopter {
-	a := &adopter{r: r}
-	state := op.adopt
+func newAdopter(d *store, state adoption) *adopter {
+	a := &adopter{d: d}
 	a.progress.Store(&state)
-	a.active.Store(!state.done && !r.options.SkipAdoption)
+	a.active.Store(!state.done && !d.settings.skipAdoption)
 	return a
 }
 
@@ -82,18 +83,18 @@ func (a *adopter) run(ctx context.Context) {
 	}
 	// What was written before the opening may not be durable yet. A power cut must
 	// not take a value and leave the index row that adoption made of it.
-	err := a.r.commits.enter(false, (*committer).flush)
+	err := a.d.enter(false, func(*section) error { return a.d.commits.flush() })
 	for done := false; ctx.Err() == nil; {
 		if err == nil {
 			done, err = a.step()
 		}
 		if err != nil {
-			a.r.options.Logger.Error("replicator: adoption stopped; it goes on at the next opening", "error", err)
+			a.d.settings.logger.Error("replicator: adoption stopped; it goes on at the next opening", "error", err)
 			return
 		}
 		if done {
 			p := a.progress.Load()
-			a.r.options.Logger.Info("replicator: adoption completed", "adopted", p.adopted, "skipped", p.skipped)
+			a.d.settings.logger.Info("replicator: adoption completed", "adopted", p.adopted, "skipped", p.skipped)
 			return
 		}
 	}
@@ -101,27 +102,25 @@ func (a *adopter) run(ctx context.Context) {
 
 // step adopts one batch.
 func (a *adopter) step() (done bool, err error) {
-	head := a.r.commits.visible.head.Load()
+	head := a.d.head()
 	next := *a.progress.Load()
 	keys, versions, err := a.unindexed(&next)
 	if err != nil {
 		return false, err
 	}
-	err = a.r.commits.enter(false, func(s *committer) error {
+	err = a.d.enter(false, func(x *section) error {
 		written := map[string]bool{}
-		if err := s.writtenSince(head, func(key []byte) { written[string(key)] = true }); err != nil {
+		if err := a.d.writtenSince(x, head, func(key []byte) { written[string(key)] = true }); err != nil {
 			return err
 		}
 		for i, key := range keys {
 			if !written[string(key)] {
-				s.clock.witness(0)
-				s.appendRow(rowLog, key, nil, versions[i], s.head+1)
-				s.appendRow(rowIndex, key, nil, versions[i], s.head+1)
-				s.grow(1)
+				x.clock.witness(0)
+				x.add(change{key: key, Version: versions[i], dataless: true})
 				next.adopted++
 			}
 		}
-		s.batch.Put(metaKey(metaAdoption), next.append(nil))
+		x.put(metaKey(metaAdoption), next.append(nil))
 		return nil
 	})
 	if err != nil {
@@ -141,9 +140,9 @@ func (a *adopter) unindexed(progress *adoption) (keys [][]byte, versions []Versi
 	}
 	fromIndex = *tableRange(tableIndex)
 	fromIndex.Start = tableKey(nil, tableIndex, from.Start)
-	it := newUserIterator(a.r.db, &from, nil)
+	it := newUserIterator(a.d, &from, nil)
 	defer it.Release()
-	index := newWalker(a.r.db, &fromIndex)
+	index := newWalker(a.d, &fromIndex)
 	defer index.release()
 	var row []byte
 	for seen, size := 0, 0; seen < maxAdoptedKeys && size < maxAdoptedBytes; seen++ {
@@ -157,7 +156,7 @@ func (a *adopter) unindexed(progress *adoption) (keys [][]byte, versions []Versi
 		size += len(key)
 		switch {
 		case index.find(row):
-		case len(key) > MaxKeySize || len(value) > a.r.options.MaxValueSize:
+		case len(key) > MaxKeySize || len(value) > a.d.settings.maxValue:
 			progress.skipped++
 		default:
 			keys = append(keys, progress.key)

@@ -2,16 +2,16 @@ package replicator
 
 import (
 	"bytes"
-	"crypto/rand"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/syndtr/goleveldb/leveldb"
-	"github.com/syndtr/goleveldb/leveldb/iterator"
 )
+
+// This file owns how a database is opened and closed: what is read of it, and what
+// the next opening may rest on.
 
 // Names of the rows of the meta table.
 const (
@@ -31,36 +31,9 @@ const (
 
 const storageFormat = 1
 
-// DatabaseID names one replica: 128 random bits, drawn when a database is first
-// wrapped. A copied directory shares it until the copies meet.
-type DatabaseID [16]byte
-
-// String returns the id as 32 hexadecimal digits.
-func (id DatabaseID) String() string { return hex.EncodeToString(id[:]) }
-
-// IsZero reports whether the id is unknown.
-func (id DatabaseID) IsZero() bool { return id == DatabaseID{} }
-
-// MarshalText returns what String returns.
-func (id DatabaseID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
-
-// UnmarshalText reads what MarshalText wrote.
-func (id *DatabaseID) UnmarshalText(text []byte) error {
-	if hex.DecodedLen(len(text)) != len(id) {
-		return fmt.Errorf("replicator: a database id has %d hexadecimal digits", 2*len(id))
-	}
-	_, err := hex.Decode(id[:], text)
-	return err
-}
-
-func newDatabaseID() (id DatabaseID) {
-	rand.Read(id[:])
-	return id
-}
-
 // opening is what is learned from a database before it is served.
 type opening struct {
-	db      *leveldb.DB
+	engine
 	id      DatabaseID
 	fresh   bool // never wrapped before
 	history history
@@ -74,35 +47,35 @@ type opening struct {
 
 // readOpening reads the state, decides whether this opening continues the last one,
 // and writes, with Sync, the new epoch and the removal of the clean mark.
-func readOpening(db *leveldb.DB, o *Options) (*opening, error) {
-	op := &opening{db: db, floor: 1, peers: map[DatabaseID]*peerRecord{}}
+func readOpening(e engine, settings *storeSettings) (*opening, error) {
+	op := &opening{engine: e, floor: 1, peers: map[DatabaseID]*peerRecord{}}
 	if err := op.recognise(); err != nil {
 		return nil, err
 	}
-	end, err := op.load(o.bootID())
+	end, err := op.load(settings.bootID)
 	if err != nil {
 		return nil, err
 	}
-	if o.Recovered && end != endNone {
+	if settings.recovered && end != endNone {
 		end = endDistrusted
 	}
-	if err := op.checkLimit(o.MaxValueSize); err != nil {
+	if err := op.checkLimit(settings.maxValue); err != nil {
 		return nil, err
 	}
 	switch end {
 	case endPowerCut:
 		op.clock.next = op.clock.ceiling
-		o.Logger.Warn("replicator: the machine was restarted without a clean close of this database: "+
+		settings.logger.Warn("replicator: the machine was restarted without a clean close of this database: "+
 			"log and checkpoints are not trusted, peers will be pulled in full", "id", op.id)
 	case endDistrusted:
 		dropped, err := op.reconcile()
 		if err != nil {
 			return nil, err
 		}
-		o.Logger.Warn("replicator: the files of this database were recovered: "+
+		settings.logger.Warn("replicator: the files of this database were recovered: "+
 			"log and checkpoints are not trusted, peers will be pulled in full", "id", op.id, "droppedRows", dropped)
 	}
-	return op, op.begin(o.bootID(), o.MaxValueSize, end == endPowerCut || end == endDistrusted)
+	return op, op.begin(settings.bootID, settings.maxValue, end == endPowerCut || end == endDistrusted)
 }
 
 // end is how the last opening of a database ended.
@@ -122,13 +95,13 @@ func (op *opening) checkLimit(limit int) error {
 	if err != nil || last <= uint64(limit) {
 		return err
 	}
-	it := newUserIterator(op.db, nil, nil)
+	it := newUserIterator(op, nil, nil)
 	defer it.Release()
 	for it.Next() {
 		if len(it.Value()) <= limit {
 			continue
 		}
-		switch _, err := lookup(op.db, it.Key()); {
+		switch _, err := lookup(op, it.Key()); {
 		case err == leveldb.ErrNotFound:
 			continue // it was too large when it was to be adopted
 		case err != nil:
@@ -149,20 +122,20 @@ func (op *opening) checkLimit(limit int) error {
 // It also finds the greatest sequence and clock in the index: the rows that told
 // may be lost, and neither may be given out again.
 func (op *opening) reconcile() (dropped int, err error) {
-	index := op.db.NewIterator(tableRange(tableIndex), nil)
+	index := newIndexReader(op, nil, false)
 	defer index.Release()
-	data := newUserIterator(op.db, nil, nil)
+	data := newUserIterator(op, nil, nil)
 	defer data.Release()
 	var b leveldb.Batch
 	flush := func() error {
 		if b.Len() == 0 {
 			return nil
 		}
-		err := op.db.Write(&b, withSync) // each with Sync: none may be lost that begin rests on
+		err := op.write(&b, true) // each with Sync: none may be lost that begin rests on
 		b.Reset()
 		return err
 	}
-	err = walk(index, data, func(key []byte, record *indexRecord, _ []byte, has bool) error {
+	err = walk(index, &data, func(key []byte, record *indexRecord, _ []byte, has bool) error {
 		if record == nil {
 			return nil
 		}
@@ -183,12 +156,12 @@ func (op *opening) reconcile() (dropped int, err error) {
 	// A clean mark that told may be of an earlier close.
 	op.clock.next = max(op.clock.next, op.clock.ceiling)
 	op.records = 0
-	log := op.db.NewIterator(tableRange(tableLog), nil)
+	log := newLogReader(op, 0, maxSequence)
 	defer log.Release()
-	for log.Next() {
+	for log.next() {
 		op.records++
 	}
-	if err = firstError(err, log.Error()); err != nil {
+	if err = firstError(err, log.fault()); err != nil {
 		return dropped, fmt.Errorf("replicator: open: reconcile index and data: %w", err)
 	}
 	return dropped, nil
@@ -204,7 +177,7 @@ func (op *opening) recognise() error {
 	if err != nil {
 		return err
 	}
-	it := op.db.NewIterator(reservedRange, nil)
+	it := op.NewIterator(reservedRange, nil)
 	defer it.Release()
 	for ok := it.First(); ok; {
 		key := it.Key()
@@ -245,16 +218,16 @@ func (op *opening) checkOrder() error {
 		put.Put(key, nil)
 		remove.Delete(key)
 	}
-	if err := op.db.Write(&put, nil); err != nil {
+	if err := op.write(&put, false); err != nil {
 		return fmt.Errorf("replicator: open: %w", err)
 	}
-	it := op.db.NewIterator(reservedRange, nil)
+	it := op.NewIterator(reservedRange, nil)
 	n := 0
 	for n < len(probes) && it.Next() && string(it.Key()) == string(probes[n]) {
 		n++
 	}
 	it.Release()
-	if err := errors.Join(it.Error(), op.db.Write(&remove, nil)); err != nil {
+	if err := errors.Join(it.Error(), op.write(&remove, false)); err != nil {
 		return fmt.Errorf("replicator: open: %w", err)
 	}
 	if n < len(probes) {
@@ -267,7 +240,7 @@ func (op *opening) checkOrder() error {
 func (op *opening) load(boot string) (end, error) {
 	if op.fresh {
 		op.id = newDatabaseID()
-		it := newUserIterator(op.db, nil, nil)
+		it := newUserIterator(op, nil, nil)
 		defer it.Release()
 		op.adopt.done = !it.First() // an empty database, the usual case, needs no pass
 		return endNone, it.Error()
@@ -306,7 +279,7 @@ func (op *opening) loadMeta() error {
 }
 
 func (op *opening) loadHistory() error {
-	it := op.db.NewIterator(tableRange(tableEpochs), nil)
+	it := op.NewIterator(tableRange(tableEpochs), nil)
 	defer it.Release()
 	for it.Next() {
 		if len(rowName(it.Key())) != 8 || len(it.Value()) != 8 {
@@ -318,7 +291,7 @@ func (op *opening) loadHistory() error {
 }
 
 func (op *opening) loadPeers() error {
-	it := op.db.NewIterator(tableRange(tablePeers), nil)
+	it := op.NewIterator(tableRange(tablePeers), nil)
 	defer it.Release()
 	for it.Next() {
 		var id DatabaseID
@@ -337,11 +310,14 @@ func (op *opening) loadPeers() error {
 // loadEnd finds the end of the log and of the clock, and how the last opening
 // ended.
 func (op *opening) loadEnd(boot string) (end, error) {
-	it := op.db.NewIterator(tableRange(tableLog), nil)
-	defer it.Release()
+	log := newLogReader(op, 0, maxSequence)
+	defer log.Release()
 	op.head = max(op.head, op.floor-1) // the log may have been swept
-	if it.Last() {
-		op.head = max(op.head, rowSequence(it.Key()))
+	if log.last() {
+		op.head = max(op.head, log.seq)
+	}
+	if err := log.fault(); err != nil {
+		return 0, err
 	}
 	row, err := op.get(metaClean)
 	if err != nil {
@@ -350,9 +326,9 @@ func (op *opening) loadEnd(boot string) (end, error) {
 	mark, err := parseCleanMark(row)
 	if n := len(op.history); err == nil && n > 0 && mark.head == op.head && mark.epoch == op.history[n-1].origin {
 		op.clock.next, op.records = mark.clock, int64(mark.records)
-		return endClean, it.Error()
+		return endClean, nil
 	}
-	if err := op.resume(it); err != nil {
+	if err := op.resume(log); err != nil {
 		return 0, err
 	}
 	last, err := op.get(metaBoot)
@@ -365,7 +341,7 @@ func (op *opening) loadEnd(boot string) (end, error) {
 // resume finds the clock where a process ended: the greatest of what it began
 // with and of the records that it wrote since. They are all looked at, for
 // merged ones do not ascend.
-func (op *opening) resume(log iterator.Iterator) error {
+func (op *opening) resume(log *logReader) error {
 	row, err := op.get(metaStart)
 	if err != nil {
 		return err
@@ -379,17 +355,13 @@ func (op *opening) resume(log iterator.Iterator) error {
 	if op.floor > head+1 {
 		op.clock.next = op.clock.ceiling // records of that opening have expired
 	}
-	for ok := log.First(); ok; ok = log.Next() {
+	for ok := log.last(); ok; ok = log.prev() {
 		op.records++
-		if seq := rowSequence(log.Key()); seq > head {
-			v, _, err := parseLogRecord(log.Value())
-			if err != nil {
-				return fmt.Errorf("%w: log record %d", err, seq)
-			}
-			op.clock.witness(v.Clock)
+		if log.seq > head {
+			op.clock.witness(log.version.Clock)
 		}
 	}
-	return log.Error()
+	return log.fault()
 }
 
 // begin starts this opening's epoch.
@@ -405,9 +377,7 @@ func (op *opening) begin(boot string, limit int, startOver bool) error {
 		op.floor = op.head + 1
 		op.adopt = adoption{}
 		for id, record := range op.peers {
-			record.move(cursor{})
-			record.acknowledged = position{}
-			b.Put(tableKey(nil, tablePeers, id[:]), record.append(nil))
+			b.Put(peerKey(id), record.startOver())
 		}
 	}
 	if n := len(op.history); n > 0 && op.history[n-1].first == first {
@@ -431,14 +401,14 @@ func (op *opening) begin(boot string, limit int, startOver bool) error {
 	b.Put(metaKey(metaBoot), []byte(boot))
 	b.Put(metaKey(metaStart), binary.BigEndian.AppendUint64(encodeUint64(op.head), op.clock.next))
 	b.Put(metaKey(metaAdoption), op.adopt.append(nil))
-	if err := op.db.Write(&b, withSync); err != nil {
+	if err := op.write(&b, true); err != nil {
 		return fmt.Errorf("replicator: open: %w", err)
 	}
 	return nil
 }
 
 func (op *opening) get(name string) ([]byte, error) {
-	value, err := op.db.Get(metaKey(name), nil)
+	value, err := op.Get(metaKey(name), nil)
 	if err == leveldb.ErrNotFound {
 		return nil, nil
 	}
@@ -459,22 +429,19 @@ func (op *opening) getUint64(name string, absent uint64) (uint64, error) {
 	return binary.BigEndian.Uint64(row), nil
 }
 
-// markClean ends a session with the database: it makes everything durable and
-// then, with Sync, stores what the next opening continues from. It returns the
-// error of an earlier write that failed, too: whoever made that may not have
-// been told.
-func markClean(c *committer) error {
-	if err := c.failure(); err != nil {
+// markClean makes everything durable and then, with Sync, stores what the next
+// opening continues from. It returns the error of an earlier write that failed,
+// too: whoever made that may not have been told. The commit section is the caller's.
+func (d *store) markClean() error {
+	if err := d.commits.flush(); err != nil {
 		return err
 	}
-	if err := c.flush(); err != nil {
-		return err
-	}
-	mark := cleanMark{clock: c.clock.next, records: uint64(c.records), head: c.head, epoch: c.origin}
+	x := &d.commits.section
+	mark := cleanMark{clock: x.clock.next, records: uint64(x.records), head: x.head, epoch: x.origin}
 	var b leveldb.Batch
-	b.Put(metaKey(metaHead), encodeUint64(c.head))
+	b.Put(metaKey(metaHead), encodeUint64(x.head))
 	b.Put(metaKey(metaClean), mark.append(nil))
-	return c.write(&b, true)
+	return d.commits.write(&b, true)
 }
 
 // cleanMark says where a clean close left the database. It counts only if head and

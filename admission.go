@@ -6,9 +6,11 @@ import (
 	"sync"
 )
 
-// door bounds how many connections from elsewhere are open: a stranger who
+// This file owns how many connections come in.
+
+// entrance bounds how many connections from elsewhere are open: a stranger who
 // connects and says nothing costs little, and there are few of them.
-type door struct {
+type entrance struct {
 	maxHandshakes, maxPerAddr int
 
 	mu         sync.Mutex // guards what follows
@@ -17,8 +19,8 @@ type door struct {
 	turning    int            // connections that are being turned away
 }
 
-func newDoor(o *Options) *door {
-	return &door{maxHandshakes: o.MaxHandshakes, maxPerAddr: o.MaxSessionsPerAddr, from: map[string]int{}}
+func newEntrance(maxHandshakes, maxPerAddr int) *entrance {
+	return &entrance{maxHandshakes: maxHandshakes, maxPerAddr: maxPerAddr, from: map[string]int{}}
 }
 
 // hostOf is the part of an address that all connections from one host share.
@@ -30,7 +32,7 @@ func hostOf(addr net.Addr) string {
 }
 
 // enter counts a connection whose handshake begins, or says why it may not.
-func (d *door) enter(addr net.Addr) error {
+func (d *entrance) enter(addr net.Addr) error {
 	host := hostOf(addr)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -46,14 +48,14 @@ func (d *door) enter(addr net.Addr) error {
 }
 
 // through counts a connection whose handshake is over.
-func (d *door) through() {
+func (d *entrance) through() {
 	d.mu.Lock()
 	d.handshakes--
 	d.mu.Unlock()
 }
 
 // leave counts a connection that has ended.
-func (d *door) leave(addr net.Addr) {
+func (d *entrance) leave(addr net.Addr) {
 	host := hostOf(addr)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -66,7 +68,7 @@ func (d *door) leave(addr net.Addr) {
 const maxTurning = 16
 
 // turnAway says why a connection is going to be closed, if there is time for it.
-func (d *door) turnAway(c net.Conn, cause error) {
+func (d *entrance) turnAway(c net.Conn, cause error) {
 	d.mu.Lock()
 	told := d.turning < maxTurning
 	if told {

@@ -2,20 +2,15 @@ package replicator
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"slices"
 
 	"github.com/syndtr/goleveldb/leveldb"
-	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
+// This file owns what a peer is shown of the database: pages and values.
+
 const (
-	// maxPageEntries and maxPageBytes bound a page. One page is merged while
-	// the next is on its way, so a session holds at most twice that.
-	maxPageEntries = 500
-	maxPageBytes   = 1 << 20
 	// maxPageScan is how many records are looked at for a page at most.
 	maxPageScan = 20 * maxPageEntries
 	// A log scan whose keys lie far apart costs two lookups a record; a scan in
@@ -25,22 +20,73 @@ const (
 	minRescan = 20 * maxPageEntries
 )
 
-// pageReader makes the pages of one session's pulls.
-type pageReader struct {
-	r      *Replicator
-	echo   *echoes
-	body   []byte // scratch for entries
-	warned bool   // of values that were left out
+// sink takes the entries of a page. It copies what it is given, but for values of
+// more than firstInlineSize.
+type sink interface {
+	add(e *entry)
+	reset()
+	size() int // bytes
 }
 
-// page reads what a pull asks for.
-func (p *pageReader) page(q *pull) (header, body []byte, entries int, err error) {
+// pageReader makes the pages of one peer's pulls.
+type pageReader struct {
+	d      *store
+	covers func(first, last uint64) bool // records that the peer brought
+	warned bool                          // of values that were left out
+}
+
+// view is one snapshot of the log: what is read from it fits together.
+type view struct {
+	snapshot
+	head  uint64     // the snapshot's, once openLog has found it; until then, at most that
+	floor uint64     // the snapshot's
+	log   *logReader // over the records that matter to the pull, once openLog was called
+}
+
+func (p *pageReader) newView() (*view, error) {
+	head := p.d.head()
+	snap, err := p.d.snapshot()
+	if err != nil {
+		return nil, err
+	}
+	// Read after the snapshot was taken, the floor can only be too high.
+	return &view{snapshot: snap, head: head, floor: p.d.commits.visible.floor.Load()}, nil
+}
+
+// openLog finds the head. Of the log's records, those after a sequence are enough
+// to look at.
+func (v *view) openLog(after uint64) error {
+	v.log = newLogReader(v, after, maxSequence)
+	if v.log.last() {
+		v.head = max(v.head, v.log.seq) // the last place may have no record
+	}
+	if err := v.log.fault(); err != nil || v.head >= after {
+		return err
+	}
+	// Its commit may not be over yet, and the peer may have seen it for all that.
+	has, err := v.Has(logKey(after), nil)
+	if has {
+		v.head = after
+	}
+	return err
+}
+
+func (v *view) release() {
+	if v.log != nil {
+		v.log.Release()
+	}
+	v.snapshot.Release()
+}
+
+// read reads what a pull asks for: a page without its entries, which go to the
+// sink.
+func (p *pageReader) read(q *pull, to sink) (page, int, error) {
 	v, err := p.newView()
 	if err != nil {
-		return nil, nil, 0, err
+		return page{}, 0, err
 	}
 	defer v.release()
-	w := pageWriter{q: q, most: p.r.options.pageEntries, inline: min(q.inline, inlineSize), body: p.body[:0]}
+	w := pageWriter{q: q, sink: to, most: p.d.settings.pageEntries, inline: min(q.inline, inlineSize)}
 	if q.scan == scanFull {
 		w.inline = min(q.inline, firstInlineSize)
 	}
@@ -48,14 +94,13 @@ func (p *pageReader) page(q *pull) (header, body []byte, entries int, err error)
 	if err == nil && !recent {
 		err = p.readView(v, &w)
 	}
-	w.page.head, w.page.floor = p.r.history.label(v.head), v.floor
-	p.body = w.body
+	w.page.head, w.page.floor = p.d.history.label(v.head), v.floor
 	if w.unfit > 0 && !p.warned {
 		p.warned = true
-		p.r.options.Logger.Warn("replicator: values were changed around the Replicator; they are not replicated until they are written through it",
+		p.d.settings.logger.Warn("replicator: values were changed around the Replicator; they are not replicated until they are written through it",
 			"keys", w.unfit)
 	}
-	return w.page.appendHeader(nil, w.entries), w.body, w.entries, err
+	return w.page, w.entries, err
 }
 
 // readView adds what the snapshot as a whole has to say.
@@ -68,7 +113,7 @@ func (p *pageReader) readView(v *view, w *pageWriter) error {
 	switch {
 	case err != nil:
 		return err
-	case !p.r.history.knows(&w.q.cursor, v.head):
+	case !p.d.history.knows(&w.q.cursor, v.head):
 		w.page.unknown = true
 		return nil
 	case w.q.scan == scanFull:
@@ -81,15 +126,14 @@ func (p *pageReader) readView(v *view, w *pageWriter) error {
 type pageWriter struct {
 	page    page
 	q       *pull
+	sink    sink
 	inline  uint64 // values up to this size are sent along
-	body    []byte
 	entries int
 	unfit   int // entries left out
 	most    int // entries
-	origin  Origin
 }
 
-// add appends an entry; the value is sent along if it is small. An adopted value
+// add adds an entry; the value is sent along if it is small. An adopted value
 // that was changed around the Replicator no longer fits its stamp: peers would
 // refuse it, and it is left out.
 func (w *pageWriter) add(key []byte, v Version, value []byte) {
@@ -102,27 +146,18 @@ func (w *pageWriter) add(key []byte, v Version, value []byte) {
 		w.unfit++
 		return
 	}
-	w.body = appendEntry(w.body, &e, w.origin)
-	if !e.absent {
-		w.body = append(w.body, value...)
-	}
+	w.sink.add(&e)
 	w.entries++
-	w.origin = v.Origin
 }
 
 func (w *pageWriter) full() bool {
-	return w.entries >= w.most || len(w.body) >= maxPageBytes
+	return w.entries >= w.most || w.sink.size() >= maxPageBytes
 }
 
 // readState adds the next keys, in key order, tombstones included, of which the
 // latest record is above the checkpoint.
 func (p *pageReader) readState(v *view, w *pageWriter) error {
-	start := w.q.key
-	slice := tableRange(tableIndex)
-	if !w.q.upper.isZero() {
-		slice.Start = append(indexKey(start), 0)
-	}
-	index := v.NewIterator(slice, nil)
+	index := newIndexReader(v, w.q.key, !w.q.upper.isZero())
 	defer index.Release()
 	data := newWalker(v, nil)
 	defer data.release()
@@ -130,24 +165,19 @@ func (p *pageReader) readState(v *view, w *pageWriter) error {
 		if w.full() || scanned >= maxPageScan {
 			return nil
 		}
-		if !index.Next() {
+		if !index.next() {
 			w.page.done = true
-			return firstError(index.Error(), data.Error())
+			return firstError(index.fault(), data.Error())
 		}
-		key := rowName(index.Key())
-		record, err := parseIndexRecord(index.Value())
-		if err != nil {
-			return fmt.Errorf("%w: index of key %.64q", err, key)
-		}
-		w.page.key = append(w.page.key[:0], key...)
-		if record.seq <= w.q.checkpoint.seq || p.echo.cover(record.seq, record.seq) {
+		w.page.key = append(w.page.key[:0], index.key...)
+		if seq := index.record.seq; seq <= w.q.checkpoint.seq || p.covers(seq, seq) {
 			continue
 		}
 		switch {
-		case record.Deleted:
-			w.add(key, record.Version, nil)
-		case data.find(key):
-			w.add(key, record.Version, data.Value())
+		case index.record.Deleted:
+			w.add(index.key, index.record.Version, nil)
+		case data.find(index.key):
+			w.add(index.key, index.record.Version, data.Value())
 		}
 	}
 }
@@ -185,12 +215,12 @@ func (p *pageReader) readLog(v *view, w *pageWriter) error {
 func (p *pageReader) readRecent(v *view, w *pageWriter) (done bool, err error) {
 	q := w.q
 	bottom := q.checkpoint.seq + 1
-	if q.scan != scanNone || v.head < max(bottom, q.seen.seq) || v.head-bottom >= fewKeys || !p.r.history.knows(&q.cursor, v.head) {
+	if q.scan != scanNone || v.head < max(bottom, q.seen.seq) || v.head-bottom >= fewKeys || !p.d.history.knows(&q.cursor, v.head) {
 		return false, nil
 	}
 	var records []logged
 	for seq := bottom; seq <= v.head; seq++ {
-		if p.echo.cover(seq, seq) {
+		if p.covers(seq, seq) {
 			continue
 		}
 		row, err := v.Get(logKey(seq), nil)
@@ -200,16 +230,17 @@ func (p *pageReader) readRecent(v *view, w *pageWriter) (done bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		_, key, err := parseLogRecord(row)
+		_, key, err := logRow(seq, row)
 		if err != nil {
-			return false, fmt.Errorf("%w: log record %d", err, seq)
+			return false, err
 		}
 		records = append(records, logged{seq, key})
 	}
 	w.page.reached = bottom
 	err = p.addRecords(v, w, records)
 	if err == errMoved {
-		w.body, w.entries, w.origin = w.body[:0], 0, 0
+		w.sink.reset()
+		w.entries = 0
 		return false, nil
 	}
 	return err == nil, err
@@ -229,9 +260,9 @@ func (p *pageReader) addRecords(v *view, w *pageWriter, records []logged) error 
 		return nil
 	}
 	sortByKey(records)
-	index := newFinder(v, p.r.db, tableIndex, n, records[0].key, records[n-1].key)
+	index := newFinder(v, p.d, tableIndex, n, records[0].key, records[n-1].key)
 	defer index.release()
-	data := newFinder(v, p.r.db, 0, n, records[0].key, records[n-1].key)
+	data := newFinder(v, p.d, 0, n, records[0].key, records[n-1].key)
 	defer data.release()
 	for _, l := range records {
 		row, err := index.get(l.key)
@@ -241,9 +272,9 @@ func (p *pageReader) addRecords(v *view, w *pageWriter, records []logged) error 
 		if err != nil {
 			return err
 		}
-		record, err := parseIndexRecord(row)
+		record, err := indexRow(l.key, row)
 		if err != nil {
-			return fmt.Errorf("%w: index of key %.64q", err, l.key)
+			return err
 		}
 		if record.seq > v.head {
 			return errMoved
@@ -269,7 +300,7 @@ func (p *pageReader) addRecords(v *view, w *pageWriter, records []logged) error 
 // rescan reports whether a number of records, of which the first are a sample, are
 // read faster by a scan of the index. It sorts the sample.
 func (p *pageReader) rescan(sample []logged, records uint64) bool {
-	if decide := p.r.options.rescan; decide != nil {
+	if decide := p.d.settings.rescan; decide != nil {
 		return decide()
 	}
 	n := len(sample)
@@ -277,60 +308,53 @@ func (p *pageReader) rescan(sample []logged, records uint64) bool {
 		return false
 	}
 	sortByKey(sample)
-	if !scattered(p.r.db, rowRange(tableIndex, sample[0].key, sample[n-1].key), n) {
+	if !scattered(p.d, rowRange(tableIndex, sample[0].key, sample[n-1].key), n) {
 		return false
 	}
-	size, err := p.r.db.SizeOf([]util.Range{*tableRange(tableIndex)})
-	return err == nil && uint64(size.Sum())/scanWorth < records
+	size, err := p.d.size(tableRange(tableIndex))
+	return err == nil && uint64(size)/scanWorth < records
 }
 
 // recordsBelow collects a page of records in reverse, and tells down to where
 // it read.
 func (p *pageReader) recordsBelow(v *view, below, bottom uint64) (records []logged, reached uint64, err error) {
-	it := v.log // stands on its last record
-	ok := it.Valid()
-	if ok && below <= rowSequence(it.Key()) {
-		ok = it.Seek(logKey(below)) && it.Prev()
+	log := v.log // stands on its last record
+	ok := log.Valid()
+	if ok && below <= log.seq {
+		ok = log.below(below)
 	}
 	size := 0
-	for scanned := 0; ok; ok, scanned = it.Prev(), scanned+1 {
-		if len(records) >= p.r.options.pageEntries || size >= maxPageBytes/2 || scanned >= maxPageScan {
-			return records, reached, it.Error()
+	for scanned := 0; ok; ok, scanned = log.prev(), scanned+1 {
+		if len(records) >= p.d.settings.pageEntries || size >= maxPageBytes/2 || scanned >= maxPageScan {
+			return records, reached, log.fault()
 		}
-		reached = rowSequence(it.Key())
-		if p.echo.cover(reached, reached) {
+		reached = log.seq
+		if p.covers(reached, reached) {
 			continue
 		}
-		_, key, err := parseLogRecord(it.Value())
-		if err != nil {
-			return nil, 0, fmt.Errorf("%w: log record %d", err, reached)
-		}
-		records = append(records, logged{reached, bytes.Clone(key)})
-		size += len(key)
+		records = append(records, logged{reached, bytes.Clone(log.key)})
+		size += len(log.key)
 	}
-	return records, bottom, it.Error()
+	return records, bottom, log.fault()
 }
 
 // values reads what a fetch asks for: the current versions of as many of the
-// keys as fit into a frame, at least one. A large value is a part of its own.
-func (p *pageReader) values(keys [][]byte) (parts [][]byte, err error) {
-	snap, err := p.r.db.GetSnapshot()
+// keys as fit into a frame, at least one. It returns how many keys are dealt with,
+// and how many entries the sink was given.
+func (p *pageReader) values(keys [][]byte, to sink) (answered, entries int, err error) {
+	snap, err := p.d.snapshot()
 	if err != nil {
-		return nil, err
+		return 0, 0, err
 	}
 	defer snap.Release()
-	var body []byte
-	var origin Origin
-	parts = [][]byte{nil} // the header's place
-	answered, entries, size := 0, 0, 0
-	for ; answered < len(keys) && size < maxPageBytes; answered++ {
+	for ; answered < len(keys) && to.size() < maxPageBytes; answered++ {
 		key := keys[answered]
 		record, err := lookup(snap, key)
 		if err == leveldb.ErrNotFound {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return 0, 0, err
 		}
 		e := entry{key: key, Version: record.Version}
 		if !e.Deleted {
@@ -339,36 +363,17 @@ func (p *pageReader) values(keys [][]byte) (parts [][]byte, err error) {
 				continue
 			}
 			if err != nil {
-				return nil, err
+				return 0, 0, err
 			}
 		}
 		if e.adopted() && !e.fits(valueHash(e.value)) {
 			continue // see pageWriter.add
 		}
-		if size > 0 && size+len(e.value) > 2*maxPageBytes {
+		if to.size() > 0 && to.size()+len(e.value) > 2*maxPageBytes {
 			break
 		}
-		body = appendEntry(body, &e, origin)
-		if len(e.value) > chunkSize {
-			parts = append(parts, body, e.value)
-			body = nil
-		} else {
-			body = append(body, e.value...)
-		}
-		size += len(key) + len(e.value)
-		origin = e.Origin
+		to.add(&e)
 		entries++
 	}
-	header := binary.AppendUvarint(nil, uint64(answered))
-	parts[0] = binary.AppendUvarint(header, uint64(entries))
-	return append(parts, body), nil
-}
-
-func firstError(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return answered, entries, nil
 }

@@ -1,0 +1,143 @@
+package replicator_test
+
+import (
+	"bytes"
+	"fmt"
+	"go/ast"
+	"go/build"
+	"go/importer"
+	"go/parser"
+	"go/token"
+	"go/types"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// floors are the package's files, from the ground up. A file uses its own floor and
+// those below; store and wire do not use each other. docs/ARCHITECTURE.md says what
+// each file owns.
+var floors = []struct {
+	name  string
+	below []string // floors that its files may use, too
+	files string
+}{
+	{"base", nil, "clock.go codec.go cursor.go errors.go exchange.go history.go limits.go"},
+	{"store", []string{"base"}, "changelog.go engine.go boot_linux.go boot_darwin.go boot_other.go " +
+		"store.go store_adopt.go store_commit.go store_digest.go store_expire.go store_merge.go store_open.go store_page.go store_peers.go store_read.go"},
+	{"wire", []string{"base"}, "protocol.go transport.go"},
+	{"sync", []string{"base", "store", "wire"}, "admission.go dialer.go echo.go handshake.go lineage.go pairing.go report.go schedule.go " +
+		"session.go session_pull.go session_serve.go sync.go syncnow.go"},
+	{"door", []string{"base", "store", "wire", "sync"}, "doc.go gate.go options.go replicator.go snapshot.go status.go"},
+}
+
+// floorOf tells for each file which floor it is on.
+func floorOf() map[string]int {
+	of := map[string]int{}
+	for i, f := range floors {
+		for _, file := range strings.Fields(f.files) {
+			of[file] = i
+		}
+	}
+	return of
+}
+
+// TestFloors type-checks the package, and fails on every use of something on a floor
+// that the file must not know, and on a file that is on no floor.
+func TestFloors(t *testing.T) {
+	of := floorOf()
+	names, err := filepath.Glob("*.go")
+	require.NoError(t, err)
+	fset := token.NewFileSet()
+	var parsed []*ast.File
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		require.Contains(t, of, name, "%s is on no floor", name)
+		if ok, err := build.Default.MatchFile(".", name); !ok || err != nil {
+			continue // of another system
+		}
+		file, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
+		require.NoError(t, err)
+		parsed = append(parsed, file)
+	}
+	for name := range of {
+		require.Contains(t, names, name, "a file that is not there has a floor")
+	}
+	info := &types.Info{Uses: map[*ast.Ident]types.Object{}, Selections: map[*ast.SelectorExpr]*types.Selection{}}
+	config := types.Config{Importer: importer.ForCompiler(fset, "gc", exports(t))}
+	pkg, err := config.Check("replicator", fset, parsed, info)
+	require.NoError(t, err)
+
+	uses, wrong := 0, map[string]bool{}
+	for ident, object := range info.Uses {
+		if object.Pkg() != pkg {
+			continue
+		}
+		from, to := fset.Position(ident.Pos()), fset.Position(object.Pos())
+		if from.Filename == to.Filename {
+			continue
+		}
+		uses++
+		if i, j := of[from.Filename], of[to.Filename]; i != j && !slices.Contains(floors[i].below, floors[j].name) {
+			wrong[fmt.Sprintf("%v (%s) uses %s of %s (%s)", from, floors[i].name, object.Name(), to.Filename, floors[j].name)] = true
+		}
+	}
+	t.Logf("%d references between %d files, %d of them wrong", uses, len(parsed), len(wrong))
+	require.Empty(t, slices.Sorted(maps.Keys(wrong)))
+}
+
+// exports finds the export data of what the package imports.
+func exports(t *testing.T) func(path string) (io.ReadCloser, error) {
+	list := exec.Command("go", "list", "-export", "-deps", "-f", "{{.ImportPath}}={{.Export}}", ".")
+	list.Stderr = os.Stderr
+	out, err := list.Output()
+	require.NoError(t, err)
+	files := map[string]string{}
+	for line := range strings.Lines(string(out)) {
+		path, file, _ := strings.Cut(strings.TrimSpace(line), "=")
+		files[path] = file
+	}
+	return func(path string) (io.ReadCloser, error) {
+		content, err := os.ReadFile(files[path])
+		return io.NopCloser(bytes.NewReader(content)), err
+	}
+}
+
+// TestFloorsAreDescribed compares the table of files in docs/ARCHITECTURE.md to the
+// floors.
+func TestFloorsAreDescribed(t *testing.T) {
+	text, err := os.ReadFile("docs/ARCHITECTURE.md")
+	require.NoError(t, err)
+	_, section, found := strings.Cut(string(text), "## Files")
+	require.True(t, found)
+	section, _, _ = strings.Cut(section, "\n## ")
+	described := map[string]string{}
+	floor := ""
+	for line := range strings.Lines(section) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 4 {
+			continue
+		}
+		if name := strings.TrimSpace(cells[1]); name != "" {
+			floor = name
+		}
+		for _, file := range regexp.MustCompile("`([a-z_]+\\.go)`").FindAllStringSubmatch(cells[2], -1) {
+			described[file[1]] = floor
+		}
+	}
+	wanted := map[string]string{}
+	for file, i := range floorOf() {
+		wanted[file] = floors[i].name
+	}
+	require.Equal(t, wanted, described)
+}

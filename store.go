@@ -1,0 +1,158 @@
+package replicator
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/syndtr/goleveldb/leveldb"
+)
+
+// This file owns the store: the local database with its change log, as the floors
+// above see it.
+
+// store is one database with its change log, index, and what is remembered of
+// peers. It knows nothing of connections. Its methods are safe for concurrent use.
+type store struct {
+	engine
+	commits  committer
+	settings storeSettings
+	fresh    bool    // never opened before
+	history  history // epochs of the log
+	floor    uint64  // records below it are not served
+	adopter  *adopter
+
+	ctx    context.Context // done when the background work is to end
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu    sync.Mutex // guards what follows
+	name  DatabaseID // the database's id
+	peers map[DatabaseID]*peerRecord
+
+	subscribers struct {
+		sync.Mutex
+		list []*subscription
+	}
+	wakes    atomic.Pointer[[]*subscription] // the same, for the commit section
+	meetings atomic.Uint64                   // epochs of peers noted since the opening
+}
+
+// storeSettings is what the store needs to know of its owner's wishes.
+type storeSettings struct {
+	logger       *slog.Logger
+	maxValue     int // bytes
+	skipAdoption bool
+	recovered    bool
+	bootID       string
+	pageEntries  int         // how many entries a page has at most
+	rescan       func() bool // for tests; decides whether a long log scan becomes one in key order
+}
+
+// openStore opens the store of a database and starts its background work.
+func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
+	e := &levelEngine{DB: db}
+	op, err := readOpening(e, &settings)
+	if err != nil {
+		return nil, err
+	}
+	d := &store{
+		engine: e, settings: settings, fresh: op.fresh, history: op.history, floor: op.floor,
+		name: op.id, peers: op.peers,
+		commits: committer{engine: e, over: make(chan struct{})},
+	}
+	d.commits.changed = d.notify
+	d.commits.section = section{
+		c: &d.commits, origin: op.history[len(op.history)-1].origin, batch: new(leveldb.Batch),
+		clock: op.clock, head: op.head, floor: op.floor, records: op.records,
+	}
+	d.commits.publish()
+	d.adopter = newAdopter(d, op.adopt)
+	d.ctx, d.cancel = context.WithCancel(context.Background())
+	d.wg.Go(func() { d.adopter.run(d.ctx) })
+	d.wg.Go(func() { d.sweep(d.ctx) })
+	return d, nil
+}
+
+// close ends the background work, makes everything durable and marks the database
+// as cleanly closed. Nobody may use the store any more, but to read its state.
+func (d *store) close() error {
+	d.cancel()
+	d.wg.Wait()
+	d.commits.close()
+	err := d.markClean()
+	d.engine.settle()
+	return err
+}
+
+// id returns the database id.
+func (d *store) id() DatabaseID {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.name
+}
+
+// origin returns the current epoch's.
+func (d *store) origin() Origin { return d.history[len(d.history)-1].origin }
+
+func (d *store) head() uint64 { return d.commits.visible.head.Load() }
+
+// failure returns the error that stopped the writes, or nil; failed is closed when
+// there is one.
+func (d *store) failure() error          { return d.commits.failure() }
+func (d *store) failed() <-chan struct{} { return d.commits.over }
+
+// enter runs work inside the commit section, see committer.enter.
+func (d *store) enter(sync bool, work func(*section) error) error {
+	return d.commits.enter(sync, work)
+}
+
+// subscription tells its holder of commits.
+type subscription struct {
+	wake  chan struct{} // holds something if there were commits since it was read last
+	local atomic.Bool   // one of them was of callers here; the holder clears it
+}
+
+// subscribe returns a subscription, to be ended with unsubscribe.
+func (d *store) subscribe() *subscription {
+	sub := &subscription{wake: make(chan struct{}, 1)}
+	d.resubscribe(func(list []*subscription) []*subscription { return append(list, sub) })
+	return sub
+}
+
+func (d *store) unsubscribe(sub *subscription) {
+	d.resubscribe(func(list []*subscription) []*subscription {
+		return slices.DeleteFunc(list, func(s *subscription) bool { return s == sub })
+	})
+}
+
+func (d *store) resubscribe(change func([]*subscription) []*subscription) {
+	s := &d.subscribers
+	s.Lock()
+	defer s.Unlock()
+	s.list = change(slices.Clone(s.list))
+	list := s.list
+	d.wakes.Store(&list)
+}
+
+// notify tells the subscribers of a commit. It is called in the commit section.
+func (d *store) notify(local bool) {
+	if list := d.wakes.Load(); list != nil {
+		for _, sub := range *list {
+			if local {
+				sub.local.Store(true)
+			}
+			signal(sub.wake)
+		}
+	}
+}
+
+// signal puts something into a channel of capacity 1, unless it is full.
+func signal(to chan struct{}) {
+	select {
+	case to <- struct{}{}:
+	default:
+	}
+}

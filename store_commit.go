@@ -1,0 +1,415 @@
+package replicator
+
+import (
+	"encoding/binary"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"github.com/syndtr/goleveldb/leveldb"
+)
+
+// This file owns the one way to write: callers' proposals, the groups that they are
+// committed in, and the commit section.
+
+const (
+	// maxGroupSize bounds the keys and values that callers' writes are gathered
+	// up to. With its records a group stays well under goleveldb's default
+	// write buffer of 4 MiB, unless one caller's write alone is larger.
+	maxGroupSize = 512 << 10
+	// maxIdleBatch and maxIdleChanges are up to where memory is kept for the
+	// next group.
+	maxIdleBatch   = 4 << 20
+	maxIdleChanges = 10_000
+)
+
+// committer is the one writer of a database. Callers queue proposals; the first
+// of them leads: it turns all that wait into one leveldb batch, writes it, and
+// hands the lead to the next in the queue. So records become visible in the
+// order of their sequences, and concurrent callers share one fsync.
+type committer struct {
+	engine  engine
+	changed func(local bool) // called after each commit that added records, by the leader
+
+	pool sync.Pool // of proposals
+
+	mu      sync.Mutex  // guards the queue and who leads
+	queue   []*proposal // in order of arrival
+	leading bool
+	closed  bool
+
+	group   []*proposal // the leader's own
+	section section     // likewise
+
+	// Published after each commit, for readers.
+	visible struct {
+		head, floor, clock atomic.Uint64
+		records            atomic.Int64
+	}
+	failed atomic.Pointer[error]
+	over   chan struct{} // closed when a write has failed
+}
+
+// proposal is one caller's wish: an operation, a batch, or work.
+type proposal struct {
+	key, value []byte
+	deleted    bool
+	batch      *leveldb.Batch
+	work       func(*section) error
+	ops        int
+	keys       int // bytes in keys
+	values     int // bytes in values
+	sync       bool
+	alone      bool // not to be grouped with others
+	last       bool // the one that close waits for
+
+	err  error
+	turn chan bool // true: take the lead; false: done, see err
+}
+
+func (p *proposal) size() int { return p.keys + p.values }
+
+func (c *committer) newProposal() *proposal {
+	if p, ok := c.pool.Get().(*proposal); ok {
+		return p
+	}
+	return &proposal{turn: make(chan bool, 1)}
+}
+
+// do submits the proposal, waits until it is committed, and recycles it.
+func (c *committer) do(p *proposal) error {
+	err := c.submit(p)
+	*p = proposal{turn: p.turn}
+	c.pool.Put(p)
+	return err
+}
+
+// enter runs work inside the commit section: no other commit happens between
+// what it reads and the batch that it fills. The batch is written if work returns
+// nil and left anything in it.
+func (c *committer) enter(sync bool, work func(*section) error) error {
+	p := c.newProposal()
+	p.work, p.sync, p.alone = work, sync, true
+	return c.do(p)
+}
+
+// submit queues the proposal and returns when it is committed.
+func (c *committer) submit(p *proposal) error {
+	c.mu.Lock()
+	if c.closed && !p.last {
+		c.mu.Unlock()
+		return ErrClosed
+	}
+	c.queue = append(c.queue, p)
+	if c.leading {
+		c.mu.Unlock()
+		if lead := <-p.turn; !lead {
+			return p.err
+		}
+		if p.sync {
+			runtime.Gosched() // let those whom the last group woke join this one
+		}
+		c.mu.Lock()
+	}
+	c.leading = true
+	c.gather()
+	c.mu.Unlock()
+
+	err := c.commit()
+	for _, q := range c.group[1:] {
+		q.err = err
+		q.turn <- false
+	}
+	c.mu.Lock()
+	if len(c.queue) > 0 {
+		c.queue[0].turn <- true
+	} else {
+		c.leading = false
+	}
+	c.mu.Unlock()
+	return err
+}
+
+// gather moves the proposals that are to be committed together from the queue
+// to the group. The leader's own is the first in the queue.
+func (c *committer) gather() {
+	n, size := 1, c.queue[0].size()
+	if !c.queue[0].alone {
+		for ; n < len(c.queue); n++ {
+			size += c.queue[n].size()
+			if c.queue[n].alone || size > maxGroupSize {
+				break
+			}
+		}
+	}
+	c.group = append(c.group[:0], c.queue[:n]...)
+	rest := copy(c.queue, c.queue[n:])
+	clear(c.queue[rest:])
+	c.queue = c.queue[:rest]
+}
+
+// commit writes the group as one batch.
+func (c *committer) commit() error {
+	if err := c.failure(); err != nil {
+		return err
+	}
+	x := &c.section
+	x.begin()
+	sync, local := false, false
+	for _, p := range c.group {
+		sync = sync || p.sync
+		local = local || p.ops > 0
+	}
+	var err error
+	if work := c.group[0].work; work != nil {
+		err = work(x)
+	} else {
+		err = x.addLocal(c.group)
+	}
+	if err != nil {
+		x.undo()
+		return err
+	}
+	return c.finish(sync, local)
+}
+
+// finish writes what the section gathered and publishes it.
+func (c *committer) finish(sync, local bool) error {
+	x := &c.section
+	x.addRows()
+	if x.batch.Len() > 0 {
+		if err := c.write(x.batch, sync); err != nil {
+			return err
+		}
+	}
+	grew := c.visible.head.Load() != x.head
+	c.publish()
+	x.end()
+	if grew && c.changed != nil {
+		c.changed(local)
+	}
+	return nil
+}
+
+func (c *committer) publish() {
+	x := &c.section
+	c.visible.records.Store(x.records)
+	c.visible.floor.Store(x.floor)
+	c.visible.clock.Store(x.clock.next)
+	c.visible.head.Store(x.head)
+}
+
+// write is the only place from which leveldb is written to while a Replicator
+// is open. Its first failure is the last write: after it, what the disk holds is
+// not known, and a write on top could survive a crash that this one doesn't.
+func (c *committer) write(b *leveldb.Batch, sync bool) error {
+	if err := c.failure(); err != nil {
+		return err
+	}
+	if err := c.engine.write(b, sync); err != nil {
+		return c.fail(err)
+	}
+	return nil
+}
+
+// flush makes everything that was written before it durable. It runs in the
+// commit section. Like a failed write, a failed flush stops all further writes.
+func (c *committer) flush() error {
+	if err := c.failure(); err != nil {
+		return err
+	}
+	if err := c.engine.flush(metaKey(metaFlush)); err != nil {
+		return c.fail(fmt.Errorf("flush: %w", err))
+	}
+	return nil
+}
+
+// fail notes the error after which nothing is written any more.
+func (c *committer) fail(err error) error {
+	failure := fmt.Errorf("%w: %w", ErrFailed, err)
+	if c.failed.CompareAndSwap(nil, &failure) {
+		close(c.over)
+	}
+	return failure
+}
+
+// failure returns the error that stopped the writes, or nil.
+func (c *committer) failure() error {
+	if err := c.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// close refuses further proposals and waits until the queued ones are done.
+// After it the commit section belongs to the caller.
+func (c *committer) close() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	last := &proposal{turn: make(chan bool, 1), last: true, alone: true,
+		work: func(*section) error { return nil }}
+	_ = c.submit(last) // it commits nothing, so its error says nothing new
+}
+
+// change is one change of a key, with its place in the log.
+type change struct {
+	key, value []byte
+	Version
+	seq      uint64
+	old      uint64 // of the record that it supersedes, if that is known
+	dataless bool   // the value is there already
+}
+
+// section is where one commit is put together. Whoever holds it is alone: what
+// it reads of the database, and of these fields, stays so until it is through.
+type section struct {
+	c       *committer
+	origin  Origin
+	batch   *leveldb.Batch
+	changes []change
+
+	clock   clock
+	head    uint64 // sequence of the last record, including those gathered
+	floor   uint64 // records below it are not served, and on their way out
+	records int64  // log records in the database, including those gathered
+
+	start struct {
+		head    uint64
+		records int64
+	}
+	keyBuf, rowBuf []byte // scratch
+}
+
+func (x *section) begin() {
+	x.batch.Reset()
+	x.changes = x.changes[:0]
+	x.start.head, x.start.records = x.head, x.records
+}
+
+// undo forgets what was gathered.
+func (x *section) undo() { x.head, x.records = x.start.head, x.start.records }
+
+// end gives back memory that the next group is not likely to need.
+func (x *section) end() {
+	if len(x.batch.Dump()) > maxIdleBatch {
+		x.batch = new(leveldb.Batch)
+	}
+	if cap(x.changes) > maxIdleChanges {
+		x.changes = nil
+	}
+	clear(x.changes)
+}
+
+// reserve makes sure that a clock is below the persisted ceiling, so that no
+// crash can make a stamp a second time.
+func (x *section) reserve(greatest uint64) error {
+	if greatest < x.clock.ceiling {
+		return nil
+	}
+	ceiling := greatest + clockBlock
+	var b leveldb.Batch
+	b.Put(metaKey(metaCeiling), encodeUint64(ceiling))
+	if err := x.c.write(&b, true); err != nil {
+		return err
+	}
+	x.clock.ceiling = ceiling
+	return nil
+}
+
+// add gathers a change and gives it the next sequence. The slices must stay as
+// they are until the commit is through.
+func (x *section) add(ch change) {
+	x.head++
+	x.records++
+	ch.seq = x.head
+	x.changes = append(x.changes, ch)
+}
+
+// drop removes a record of the log.
+func (x *section) drop(seq uint64) {
+	x.keyBuf = sequenceKey(x.keyBuf[:0], tableLog, seq)
+	x.batch.Delete(x.keyBuf)
+	x.records--
+}
+
+// put writes a row that is not of a change.
+func (x *section) put(key, row []byte) { x.batch.Put(key, row) }
+
+// addRows adds the rows of the changes to the batch: index, log and data, table by
+// table, for leveldb inserts neighbours faster than rows from all over the database.
+// The longest keys come first, for leveldb allocates for each that is longer than
+// all before it; a large value comes last, for the batch doubles its memory when it
+// grows.
+func (x *section) addRows() {
+	for i := range x.changes {
+		ch := &x.changes[i]
+		x.keyBuf = tableKey(x.keyBuf[:0], tableIndex, ch.key)
+		x.rowBuf = appendIndexRecord(x.rowBuf[:0], ch.Version, ch.seq)
+		x.batch.Put(x.keyBuf, x.rowBuf)
+	}
+	for i := range x.changes {
+		ch := &x.changes[i]
+		if ch.old > 0 && ch.old >= x.floor { // below the floor, the sweep removes it
+			x.drop(ch.old)
+		}
+		x.keyBuf = sequenceKey(x.keyBuf[:0], tableLog, ch.seq)
+		x.rowBuf = appendLogRecord(x.rowBuf[:0], ch.Version, ch.key)
+		x.batch.Put(x.keyBuf, x.rowBuf)
+	}
+	for i := range x.changes {
+		switch ch := &x.changes[i]; {
+		case ch.dataless:
+		case ch.Deleted:
+			x.batch.Delete(ch.key)
+		default:
+			x.batch.Put(ch.key, ch.value)
+		}
+	}
+}
+
+// addLocal gathers the operations of callers, each with a stamp of its own.
+// Nothing is looked up: the records that they supersede stay in the log.
+func (x *section) addLocal(group []*proposal) error {
+	ops, size := 0, 0
+	for _, p := range group {
+		ops += p.ops
+		size += p.ops*rowsSize + 3*p.keys + p.values
+	}
+	if uint64(ops) > maxClock-min(x.clock.next, maxClock) {
+		return fmt.Errorf("%w: this database has used up its clock at %d", ErrClock, x.clock.next)
+	}
+	if err := x.reserve(x.clock.next + uint64(ops) - 1); err != nil {
+		return err
+	}
+	if size > maxIdleBatch {
+		// A leveldb batch that grows by itself does so in small steps once it has
+		// many operations, and takes a time that is quadratic in their number.
+		x.batch = leveldb.MakeBatch(size)
+		x.changes = make([]change, 0, ops)
+	}
+	for _, p := range group {
+		switch {
+		case p.batch != nil:
+			_ = p.batch.Replay((*localChanges)(x)) // it was replayed before it was queued: this can't fail
+		default:
+			x.addOne(p.key, p.value, p.deleted)
+		}
+	}
+	return nil
+}
+
+// rowsSize is more than the rows of an operation take, less its keys and value.
+const rowsSize = 3*2*binary.MaxVarintLen32 + 3*len(reserved) + 64
+
+func (x *section) addOne(key, value []byte, deleted bool) {
+	x.add(change{key: key, value: value, Version: Version{Stamp{x.clock.next, x.origin}, deleted}})
+	x.clock.next++
+}
+
+// localChanges gathers the operations of a caller's batch.
+type localChanges section
+
+func (x *localChanges) Put(key, value []byte) { (*section)(x).addOne(key, value, false) }
+func (x *localChanges) Delete(key []byte)     { (*section)(x).addOne(key, nil, true) }

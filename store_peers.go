@@ -1,0 +1,330 @@
+package replicator
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+)
+
+// This file owns what is remembered of peers, and under which id they know this
+// database. Nothing else locks a record's mutex.
+
+// peerRecord is what is remembered of a peer, by its database id, over restarts.
+type peerRecord struct {
+	mu      sync.Mutex // guards what follows
+	unsaved bool       // the checkpoint moved over echoes since the row was written
+
+	cursor // how far the peer's log has been merged here; moved by the session only
+
+	// settled is the last checkpoint at which the pull was caught up: what the
+	// peer can be told, once it is durable.
+	settled position
+	durable position // what was settled at the last Sync write, since Open
+
+	// acknowledged is up to where the peer has made our log durable, by its
+	// newest statement, which is restated in every session. peerHead is the
+	// head of the peer's own log that it stated with it.
+	acknowledged position
+	peerHead     uint64
+
+	// epochs are the newest ones that the peer had as its current, the latest
+	// last. One that comes back after another tells of two lineages.
+	epochs  []Origin
+	meeting uint64 // the number of the meeting at which the latest was noted, since Open
+
+	addrs []string // where the peer was met, the latest last
+	name  string   // what it calls itself
+
+	traffic traffic // of ended sessions, since Open
+}
+
+const (
+	maxPeerEpochs = 8
+	maxPeerAddrs  = 4
+)
+
+// traffic counts what sessions carried.
+type traffic struct {
+	bytesIn, bytesOut, recordsIn, recordsOut int64
+}
+
+func (t *traffic) add(u traffic) {
+	t.bytesIn += u.bytesIn
+	t.bytesOut += u.bytesOut
+	t.recordsIn += u.recordsIn
+	t.recordsOut += u.recordsOut
+}
+
+// peerSummary is what Status shows of a record.
+type peerSummary struct {
+	name         string
+	merged, seen position
+	acknowledged position
+	traffic      traffic
+}
+
+func (p *peerRecord) summary() peerSummary {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return peerSummary{p.name, p.checkpoint, p.seen, p.acknowledged, p.traffic}
+}
+
+// count adds what a session carried that has ended.
+func (p *peerRecord) count(t traffic) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.traffic.add(t)
+}
+
+// metAt reports whether the peer answered at the address once.
+func (p *peerRecord) metAt(addr string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Contains(p.addrs, addr)
+}
+
+// place returns how far the peer's log has been merged.
+func (p *peerRecord) place() cursor {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cursor
+}
+
+// toAcknowledge returns what the peer can be told, and what of it a Sync write
+// has covered.
+func (p *peerRecord) toAcknowledge() (settled, durable position) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.settled, p.durable
+}
+
+// madeDurable notes that a Sync write has covered a position.
+func (p *peerRecord) madeDurable(settled position) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.durable = settled
+}
+
+// isUnsaved reports whether the row is behind the record.
+func (p *peerRecord) isUnsaved() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.unsaved
+}
+
+// passed moves the cursor without a write of its own, over what the peer had from
+// here: it may as well be behind.
+func (p *peerRecord) passed(next cursor) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	moved := p.checkpoint != next.checkpoint || p.seen != next.seen
+	p.move(next)
+	p.unsaved = p.unsaved || moved
+}
+
+// move takes the cursor on. The caller holds mu.
+func (p *peerRecord) move(next cursor) {
+	p.cursor = next
+	switch {
+	case next.caughtUp():
+		p.settled = next.checkpoint
+	case next.checkpoint.isZero():
+		p.settled = position{}
+	}
+}
+
+// save changes the record and adds its row to the commit.
+func (p *peerRecord) save(x *section, id DatabaseID, change func(*peerRecord)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change(p)
+	p.unsaved = false
+	x.put(peerKey(id), p.append(nil))
+}
+
+// merged adds the cursor's new place to the commit that brings it there.
+func (p *peerRecord) merged(x *section, id DatabaseID, next cursor) {
+	p.save(x, id, func(p *peerRecord) { p.move(next) })
+}
+
+// startOver forgets all positions, and returns the row that says so.
+func (p *peerRecord) startOver() []byte {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.move(cursor{})
+	p.acknowledged = position{}
+	return p.append(nil)
+}
+
+func (p *peerRecord) isAcknowledged(merged position) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.acknowledged == merged
+}
+
+// meet notes that the peer is in this epoch and at this address, and its name. It
+// reports whether the history of its id has forked: an epoch that was followed by
+// another is the current one again; whether another epoch was noted since a
+// meeting; and, if neither, whether the record changed.
+func (p *peerRecord) meet(epoch Origin, name, addr string, since uint64, number func() uint64) (forked, late, changed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := slices.Index(p.epochs, epoch)
+	current := i >= 0 && i == len(p.epochs)-1
+	if forked, late = i >= 0 && !current, !current && p.meeting > since; forked || late {
+		return forked, late, false
+	}
+	if !current {
+		p.meeting = number()
+		p.epochs = append(p.epochs, epoch)
+		p.epochs = p.epochs[max(0, len(p.epochs)-maxPeerEpochs):]
+		changed = true
+	}
+	if p.name != name {
+		p.name, changed = name, true
+	}
+	if addr != "" && len(addr) <= maxAddrSize && !slices.Contains(p.addrs, addr) {
+		p.addrs = append(p.addrs, addr)
+		p.addrs = p.addrs[max(0, len(p.addrs)-maxPeerAddrs):]
+		changed = true
+	}
+	return false, false, changed
+}
+
+// isForked reports whether an epoch was followed by another already.
+func (p *peerRecord) isForked(epoch Origin) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := slices.Index(p.epochs, epoch)
+	return i >= 0 && i < len(p.epochs)-1
+}
+
+// append adds the row that parsePeerRecord reads. The caller holds mu, or is
+// alone with the record.
+func (p *peerRecord) append(dst []byte) []byte {
+	dst = p.cursor.append(dst)
+	dst = appendPosition(dst, p.settled)
+	dst = appendPosition(dst, p.acknowledged)
+	dst = binary.AppendUvarint(dst, p.peerHead)
+	dst = append(dst, byte(len(p.epochs)))
+	for _, e := range p.epochs {
+		dst = binary.BigEndian.AppendUint64(dst, uint64(e))
+	}
+	dst = append(dst, byte(len(p.addrs)))
+	for _, a := range p.addrs {
+		dst = appendBytes(dst, a)
+	}
+	return appendBytes(dst, p.name)
+}
+
+func parsePeerRecord(b []byte) (*peerRecord, error) {
+	r := decoder{rest: b}
+	p := &peerRecord{cursor: r.cursor(), settled: r.position(), acknowledged: r.position(), peerHead: r.uvarint()}
+	for n := r.byte(); n > 0 && r.err == nil; n-- {
+		p.epochs = append(p.epochs, Origin(r.uint64()))
+	}
+	for n := r.byte(); n > 0 && r.err == nil; n-- {
+		p.addrs = append(p.addrs, string(r.bytes(maxAddrSize)))
+	}
+	p.name = string(r.bytes(maxName))
+	if err := r.finish(); err != nil {
+		return nil, fmt.Errorf("%w: %w", errCorrupt, err)
+	}
+	return p, nil
+}
+
+// peer returns what is remembered of a peer, or nil.
+func (d *store) peer(id DatabaseID) *peerRecord {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.peers[id]
+}
+
+// allPeers returns what is remembered.
+func (d *store) allPeers() map[DatabaseID]*peerRecord {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return maps.Clone(d.peers)
+}
+
+// remember makes a record the one of a peer. There must be no other.
+func (d *store) remember(id DatabaseID, record *peerRecord) {
+	d.mu.Lock()
+	d.peers[id] = record
+	d.mu.Unlock()
+}
+
+var (
+	errForked = fmt.Errorf("%w: the history of its id has forked: an earlier epoch is back", ErrCloned)
+	errLate   = errors.New("replicator: a newer process of this peer was met while this connection was being made")
+)
+
+// meet records, with Sync, that a peer is new or in a new epoch. It has to have heard
+// of us, and no other epoch of its may have been noted since its connection began,
+// as d.meetings counts: what it says may come late, when its process has ended and
+// another has taken its place. The address is where it was dialled, or empty.
+func (d *store) meet(id DatabaseID, record *peerRecord, epoch Origin, name, addr string, since uint64) error {
+	forked, late, changed := record.meet(epoch, name, addr, since, func() uint64 { return d.meetings.Add(1) })
+	switch {
+	case late:
+		return errLate
+	case forked:
+		return errForked
+	case changed:
+		return d.savePeer(id, record, true)
+	}
+	return nil
+}
+
+// savePeer writes the row of a peer.
+func (d *store) savePeer(id DatabaseID, record *peerRecord, sync bool) error {
+	return d.enter(sync, func(x *section) error {
+		record.save(x, id, func(*peerRecord) {})
+		return nil
+	})
+}
+
+// acknowledge takes a peer's statement of what it has merged of this log, and of
+// its own head. The newest one holds, also if it is lower; one that is not of this
+// log is none.
+func (d *store) acknowledge(id DatabaseID, record *peerRecord, merged position, head uint64) error {
+	if record.isAcknowledged(merged) {
+		return nil
+	}
+	return d.enter(false, func(x *section) error {
+		// Here, since the peer can have read what is not published yet.
+		if !d.history.contains(merged, x.head) {
+			merged = position{}
+		}
+		if record.isAcknowledged(merged) {
+			return nil // a stranger's word makes no row
+		}
+		record.save(x, id, func(p *peerRecord) { p.acknowledged, p.peerHead = merged, head })
+		return nil
+	})
+}
+
+// renewID draws a new database id in the place of one that another replica has,
+// too, and returns it, or the zero id if that has been done already. What was
+// acknowledged to the old id may have been acknowledged to the other; checkpoints
+// are of logs that this replica did read, and stay.
+func (d *store) renewID(old DatabaseID) (renewed DatabaseID, err error) {
+	err = d.enter(true, func(x *section) error {
+		if d.id() != old {
+			return nil
+		}
+		renewed = newDatabaseID()
+		x.put(metaKey(metaID), renewed[:])
+		for id, record := range d.allPeers() {
+			record.save(x, id, func(p *peerRecord) { p.acknowledged, p.peerHead = position{}, 0 })
+		}
+		d.mu.Lock()
+		d.name = renewed
+		d.mu.Unlock()
+		return nil
+	})
+	return renewed, err
+}

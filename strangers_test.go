@@ -125,7 +125,11 @@ func TestBoundedHellos(t *testing.T) {
 		}
 		return n
 	}
+	gone := func() bool { return replicator.Connections(h.Replicator) == 0 }
 	for i := range 300 {
+		if i%10 == 9 { // fewer than MaxSessionsPerAddr are open at a time
+			require.Eventually(t, gone, 5*time.Second, time.Millisecond)
+		}
 		hi := newWireHi()
 		binary.BigEndian.PutUint64(hi.id[:], uint64(i+1))
 		p := dialWire(t, h.Addr())

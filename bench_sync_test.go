@@ -102,6 +102,9 @@ func benchFirstSync(b *testing.B) {
 		{"first sync, written in key order", ascending(0, n), 0.8},
 		{"first sync, written in random order", shuffled(0, n), 0.6},
 	} {
+		if !wanted(c.name) {
+			continue
+		}
 		a := newReplica(b)
 		a.fill(b, c.order)
 		settle(b, a)
@@ -134,6 +137,9 @@ func benchCatchUp(b *testing.B) {
 		{"catch-up by log, written in key order", ascending(0, total), 0.5},
 		{"catch-up by log, written in random order", shuffled(0, total), 0},
 	} {
+		if !wanted(c.name) {
+			continue
+		}
 		a, z := newReplica(b), newReplica(b)
 		db := openDB(b, tempDir(b))
 		s := straightStore(b, db)
@@ -170,6 +176,10 @@ func benchCatchUp(b *testing.B) {
 }
 
 func benchDelta(b *testing.B) {
+	const duration, volume = "time for 100 changed keys", "bytes for 100 changed keys"
+	if !wanted(duration, volume) {
+		return
+	}
 	const small, changed, rounds = 10_000, 100, 5
 	var bytes [2][]float64
 	var delta [2]func() float64
@@ -197,12 +207,17 @@ func benchDelta(b *testing.B) {
 	}
 	m := medians(rounds, delta[:]...)
 	than := "of 10,000 keys"
-	report(b, figure{name: "time for 100 changed keys", ours: m[1], unit: "ms", other: m[0], than: than, atMost: 1.5})
-	report(b, figure{name: "bytes for 100 changed keys", ours: quantile(bytes[1], 0.5), unit: "bytes",
+	report(b, figure{name: duration, ours: m[1], unit: "ms", other: m[0], than: than, atMost: 1.5})
+	report(b, figure{name: volume, ours: quantile(bytes[1], 0.5), unit: "bytes",
 		other: quantile(bytes[0], 0.5), than: than, atMost: 1.5})
 }
 
 func benchLatency(b *testing.B) {
+	const p50, p99 = "put to readable, p50", "put to readable, p99"
+	const loadedP50, theLoad = "put to readable under load, p50", "the load"
+	if !wanted(p50, p99, loadedP50, theLoad) {
+		return
+	}
 	samples := min(5000, *entries/20)
 	dir := tempDir(b)
 	files, err := storage.OpenFile(dir, false)
@@ -215,15 +230,19 @@ func benchLatency(b *testing.B) {
 	defer a.close(b)
 	defer z.close(b)
 	z.pull(b, a)
-	echo := quantile(echoRoundTrips(b, samples, 0), 0.5)
-	paced := quantile(echoRoundTrips(b, samples, time.Millisecond), 0.5)
-	quiet := latencies(b, a, z, wrote, samples, 0)
-	p50, p99 := quantile(quiet, 0.5), quantile(quiet, 0.99)
-	report(b, figure{name: "put to readable, p50", ours: p50, unit: "µs", other: echo, than: "TCP echo", atMost: 3})
-	report(b, figure{name: "put to readable, p50", ours: p50, unit: "µs", other: paced, than: "TCP echo, one each ms"})
-	report(b, figure{name: "put to readable, p50", ours: p50, unit: "µs", other: 100, than: "limit", atMost: 1})
-	report(b, figure{name: "put to readable, p99", ours: p99, unit: "µs", other: 1000, than: "limit", atMost: 1})
-
+	if wanted(p50, p99) {
+		echo := quantile(echoRoundTrips(b, samples, 0), 0.5)
+		paced := quantile(echoRoundTrips(b, samples, time.Millisecond), 0.5)
+		quiet := latencies(b, a, z, wrote, samples, 0)
+		half, most := quantile(quiet, 0.5), quantile(quiet, 0.99)
+		report(b, figure{name: p50, ours: half, unit: "µs", other: echo, than: "TCP echo", atMost: 3})
+		report(b, figure{name: p50, ours: half, unit: "µs", other: paced, than: "TCP echo, one each ms"})
+		report(b, figure{name: p50, ours: half, unit: "µs", other: 100, than: "limit", atMost: 1})
+		report(b, figure{name: p99, ours: most, unit: "µs", other: 1000, than: "limit", atMost: 1})
+	}
+	if !wanted(loadedP50, theLoad) {
+		return
+	}
 	const load = 20_000
 	stop, done := make(chan struct{}), make(chan float64)
 	go func() { done <- putSteadily(b, a, load, stop) }()
@@ -231,8 +250,8 @@ func benchLatency(b *testing.B) {
 	loaded := latencies(b, a, z, wrote, samples, samples)
 	close(stop)
 	reached := <-done
-	report(b, figure{name: "put to readable under load, p50", ours: quantile(loaded, 0.5), unit: "µs", other: 2000, than: "limit", atMost: 1})
-	report(b, figure{name: "the load", ours: reached, unit: "puts/s", other: load, than: "wanted", atLeast: 0.98})
+	report(b, figure{name: loadedP50, ours: quantile(loaded, 0.5), unit: "µs", other: 2000, than: "limit", atMost: 1})
+	report(b, figure{name: theLoad, ours: reached, unit: "puts/s", other: load, than: "wanted", atLeast: 0.98})
 }
 
 // latencies puts a key each millisecond on one replica, and returns the
@@ -374,12 +393,17 @@ func benchTraffic(b *testing.B) {
 		{"bytes received in a mesh of three, values of 4 KiB", 4 << 10, 1.1},
 		{"bytes received in a mesh of three, values of 100 bytes", 100, 2.5},
 	} {
-		in, _, payload := spread(b, 3, c.size)
-		report(b, figure{name: c.name, ours: in[1] + in[2], unit: "bytes", other: 2 * payload, than: "payload", atMost: c.atMost})
+		if wanted(c.name) {
+			in, _, payload := spread(b, 3, c.size)
+			report(b, figure{name: c.name, ours: in[1] + in[2], unit: "bytes", other: 2 * payload, than: "payload", atMost: c.atMost})
+		}
 	}
-	in, records, payload := spread(b, 2, 100)
-	report(b, figure{name: "bytes that come back between two", ours: in[0], unit: "bytes", other: payload, than: "payload"})
-	report(b, figure{name: "records that come back between two", ours: records[0], unit: "records", other: 10_000, than: "sent", atMost: 0.5 / 10_000})
+	const bytesBack, recordsBack = "bytes that come back between two", "records that come back between two"
+	if wanted(bytesBack, recordsBack) {
+		in, records, payload := spread(b, 2, 100)
+		report(b, figure{name: bytesBack, ours: in[0], unit: "bytes", other: payload, than: "payload"})
+		report(b, figure{name: recordsBack, ours: records[0], unit: "records", other: 10_000, than: "sent", atMost: 0.5 / 10_000})
+	}
 }
 
 // spread writes 10,000 entries on the first replica of a mesh, and returns what

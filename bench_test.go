@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"runtime"
 	"runtime/metrics"
 	"slices"
@@ -27,7 +28,10 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-var entries = flag.Int("entries", 1_000_000, "entries in the large databases of BenchmarkFigures, at least 10,000")
+var (
+	entries  = flag.Int("entries", 1_000_000, "entries in the large databases of BenchmarkFigures, at least 10,000")
+	onlyRows = flag.String("rows", "", "measure only the rows of BenchmarkFigures whose name matches this `regexp`")
+)
 
 // BenchmarkFigures measures what the README promises about speed, and prints a
 // table of it. Each figure stands beside what it is compared to, measured in the
@@ -37,9 +41,10 @@ var entries = flag.Int("entries", 1_000_000, "entries in the large databases of 
 //
 //	go test -run '^$' -bench Figures -benchtime 1x -timeout 30m .
 //
-// One item alone: -bench Figures/6. Smaller databases: -entries 100000.
+// One row alone: -rows 'put to readable, p50'. One item: -bench Figures/6. Smaller
+// databases: -entries 100000.
 func BenchmarkFigures(b *testing.B) {
-	table = nil
+	table, rowPattern = nil, regexp.MustCompile(*onlyRows)
 	b.Run("1_writes", benchWrites)
 	b.Run("2_reads", benchReads)
 	b.Run("3_first_sync", benchFirstSync)
@@ -49,8 +54,18 @@ func BenchmarkFigures(b *testing.B) {
 	b.Run("7_traffic", benchTraffic)
 	b.Run("8_memory", benchMemory)
 	b.Run("9_idle", benchIdle)
+	if len(table) == 0 {
+		b.Fatal("no row is selected")
+	}
 	printTable()
 }
+
+// rowPattern matches the names of the rows that are measured.
+var rowPattern *regexp.Regexp
+
+// wanted reports whether a row of one of these names is measured. What is only done
+// for rows that are not wanted is not done.
+func wanted(names ...string) bool { return slices.ContainsFunc(names, rowPattern.MatchString) }
 
 // figure is a line of the table. At most one of the bounds is set, on the ratio
 // of ours to other.
@@ -67,6 +82,9 @@ var table []figure
 
 // report adds a figure to the table, and prints it as a benchmark of its own.
 func report(b *testing.B, f figure) {
+	if !wanted(f.name) {
+		return
+	}
 	_, f.item, _ = strings.Cut(b.Name(), "/")
 	table = append(table, f)
 	b.Run(f.name+"/"+f.than, func(b *testing.B) {
@@ -285,14 +303,26 @@ func benchWrites(b *testing.B) {
 		{"write batches of 1000, ascending keys", ascending(0, n), 1000, 0},
 		{"write batches of 1000, random keys", shuffled(0, n), 1000, 0},
 	} {
+		if !wanted(c.name) {
+			continue
+		}
 		fill := func(s store) { s.fill(b, c.order, c.batchSize) }
 		m := medians(5, rate(b, n, rawStore, fill), rate(b, n, straightStore, fill), rate(b, n, ourStore, fill))
 		report(b, figure{name: c.name, ours: m[2], unit: "entries/s", other: m[1], than: "straight", atLeast: 0.9})
 		report(b, figure{name: c.name, ours: m[2], unit: "entries/s", other: m[0], than: "raw", atLeast: c.ofRaw})
 	}
 
+	benchSyncedPuts(b)
+	benchAllocations(b)
+}
+
+func benchSyncedPuts(b *testing.B) {
+	const name = "put with Sync, 64 goroutines"
+	if !wanted(name) {
+		return
+	}
 	const writers = 64
-	n = *entries / 20
+	n := *entries / 20
 	synced := func(s store) {
 		var wg sync.WaitGroup
 		for w := range writers {
@@ -309,12 +339,18 @@ func benchWrites(b *testing.B) {
 		wg.Wait()
 	}
 	m := medians(5, rate(b, n, rawStore, synced), rate(b, n, ourStore, synced))
-	report(b, figure{name: "put with Sync, 64 goroutines", ours: m[1], unit: "entries/s", other: m[0], than: "raw", atLeast: 0.85})
+	report(b, figure{name: name, ours: m[1], unit: "entries/s", other: m[0], than: "raw", atLeast: 0.85})
+}
 
-	m = medians(3, allocations(b, rawStore), allocations(b, straightStore), allocations(b, ourStore))
-	report(b, figure{name: "allocations a put", ours: m[2], unit: "allocs", other: m[0], than: "raw"})
-	report(b, figure{name: "allocations a put", ours: m[2], unit: "allocs", other: m[1], than: "straight"})
-	report(b, figure{name: "allocations a put", ours: m[2], unit: "allocs", other: 2, than: "limit", atMost: 1})
+func benchAllocations(b *testing.B) {
+	const name = "allocations a put"
+	if !wanted(name) {
+		return
+	}
+	m := medians(3, allocations(b, rawStore), allocations(b, straightStore), allocations(b, ourStore))
+	report(b, figure{name: name, ours: m[2], unit: "allocs", other: m[0], than: "raw"})
+	report(b, figure{name: name, ours: m[2], unit: "allocs", other: m[1], than: "straight"})
+	report(b, figure{name: name, ours: m[2], unit: "allocs", other: 2, than: "limit", atMost: 1})
 }
 
 // allocations returns how many allocations a put makes.
@@ -334,74 +370,90 @@ func allocations(b *testing.B, open func(*testing.B, *leveldb.DB) store) func() 
 }
 
 func benchReads(b *testing.B) {
+	const get, iterate = "get, random keys", "iterate over all"
+	if !wanted(get, iterate) {
+		return
+	}
 	a := newReplica(b)
 	defer a.close(b)
 	a.fill(b, shuffled(0, *entries))
 	settle(b, a)
-	n := *entries / 20
-	order := shuffled(0, *entries)[:n]
-	get := func(get func([]byte, *opt.ReadOptions) ([]byte, error)) func() float64 {
-		return func() float64 {
-			var key []byte
-			start := time.Now()
-			for _, i := range order {
-				key = appendKey(key[:0], i)
-				if _, err := get(key, nil); err != nil {
-					b.Fatal(err)
-				}
-			}
-			return float64(n) / time.Since(start).Seconds()
-		}
+	if wanted(get) {
+		order := shuffled(0, *entries)[:*entries/20]
+		m := medians(15, getRate(b, order, a.db.Get), getRate(b, order, a.Get))
+		report(b, figure{name: get, ours: m[1], unit: "entries/s", other: m[0], than: "raw", atLeast: 0.97})
 	}
-	m := medians(15, get(a.db.Get), get(a.Get))
-	report(b, figure{name: "get, random keys", ours: m[1], unit: "entries/s", other: m[0], than: "raw", atLeast: 0.97})
+	if wanted(iterate) {
+		m := medians(9, iterationRate(b, a.db, &util.Range{Limit: []byte{0xff}}), iterationRate(b, a, nil))
+		report(b, figure{name: iterate, ours: m[1], unit: "entries/s", other: m[0], than: "raw", atLeast: 0.95})
+	}
+}
 
-	all := func(s interface {
-		NewIterator(*util.Range, *opt.ReadOptions) iterator.Iterator
-	}, slice *util.Range) func() float64 {
-		return func() float64 {
-			start := time.Now()
-			it := s.NewIterator(slice, nil)
-			defer it.Release()
-			count := 0
-			for it.Next() {
-				count += min(len(it.Key()), 1)
+// getRate returns how many gets of the given keys are done in a second.
+func getRate(b *testing.B, order []int, get func([]byte, *opt.ReadOptions) ([]byte, error)) func() float64 {
+	return func() float64 {
+		var key []byte
+		start := time.Now()
+		for _, i := range order {
+			key = appendKey(key[:0], i)
+			if _, err := get(key, nil); err != nil {
+				b.Fatal(err)
 			}
-			if it.Error() != nil || count != *entries {
-				b.Fatalf("iterated %d entries: %v", count, it.Error())
-			}
-			return float64(count) / time.Since(start).Seconds()
 		}
+		return float64(len(order)) / time.Since(start).Seconds()
 	}
-	m = medians(9, all(a.db, &util.Range{Limit: []byte{0xff}}), all(a, nil))
-	report(b, figure{name: "iterate over all", ours: m[1], unit: "entries/s", other: m[0], than: "raw", atLeast: 0.95})
+}
+
+// iterationRate returns how many entries are iterated over in a second.
+func iterationRate(b *testing.B, s interface {
+	NewIterator(*util.Range, *opt.ReadOptions) iterator.Iterator
+}, slice *util.Range) func() float64 {
+	return func() float64 {
+		start := time.Now()
+		it := s.NewIterator(slice, nil)
+		defer it.Release()
+		count := 0
+		for it.Next() {
+			count += min(len(it.Key()), 1)
+		}
+		if it.Error() != nil || count != *entries {
+			b.Fatalf("iterated %d entries: %v", count, it.Error())
+		}
+		return float64(count) / time.Since(start).Seconds()
+	}
 }
 
 func benchMemory(b *testing.B) {
+	const firstSync = "live heap of a first sync"
+	const large, less = "live heap of a first sync of 16 MiB values", "the same, less what raw get and put take"
 	const mib = 1 << 20
 	sync := func(a, z *replica) { z.pull(b, a) }
-	heap := copyHeap(b, func(a *replica) { a.fill(b, ascending(0, *entries)) }, sync)
-	report(b, figure{name: "live heap of a first sync", ours: heap / mib, unit: "MiB", other: 48, than: "limit", atMost: 1})
-
+	if wanted(firstSync) {
+		heap := copyHeap(b, func(a *replica) { a.fill(b, ascending(0, *entries)) }, sync)
+		report(b, figure{name: firstSync, ours: heap / mib, unit: "MiB", other: 48, than: "limit", atMost: 1})
+	}
+	if !wanted(large, less) {
+		return
+	}
 	const size = 16 * mib
-	large := func(a *replica) {
+	fill := func(a *replica) {
 		value := make([]byte, size)
 		for i := range 8 {
 			copy(value, testValue(i, len(randomBytes)/2))
 			require.NoError(b, a.Put(appendKey(nil, i), value, nil))
 		}
 	}
-	heap = copyHeap(b, large, sync)
-	report(b, figure{name: "live heap of a first sync of 16 MiB values", ours: heap / mib, unit: "MiB", other: size / mib, than: "value", atMost: 4})
-	raw := copyHeap(b, large, func(a, z *replica) {
+	heap := copyHeap(b, fill, sync)
+	report(b, figure{name: large, ours: heap / mib, unit: "MiB", other: size / mib, than: "value", atMost: 4})
+	raw := copyHeap(b, fill, func(a, z *replica) {
 		for i := range 8 {
 			value, err := a.db.Get(appendKey(nil, i), nil)
 			require.NoError(b, err)
 			require.NoError(b, z.db.Put(appendKey(nil, i), value, nil))
 		}
 	})
-	report(b, figure{name: "live heap of a first sync of 16 MiB values", ours: heap / mib, unit: "MiB", other: raw / mib, than: "raw get and put"})
-	report(b, figure{name: "the same, less what raw get and put take", ours: (heap - raw) / mib, unit: "MiB", other: size / mib, than: "value", atMost: 4})
+	report(b, figure{name: large, ours: heap / mib, unit: "MiB", other: raw / mib, than: "raw get and put"})
+	report(b, figure{name: less, ours: (heap - raw) / mib, unit: "MiB", other: size / mib, than: "value", atMost: 4})
 }
 
 // copyHeap returns by how much copying what is in one replica to another raises
@@ -445,6 +497,10 @@ func liveHeap() float64 {
 }
 
 func benchIdle(b *testing.B) {
+	const cpuShare, traffic = "idle pair, share of a core", "idle pair, traffic"
+	if !wanted(cpuShare, traffic) {
+		return
+	}
 	const long = 20 * time.Second
 	a, z := newReplica(b), newReplica(b)
 	defer a.close(b)
@@ -457,8 +513,8 @@ func benchIdle(b *testing.B) {
 	time.Sleep(long)
 	used, after := cpuTime(b)-cpu, z.traffic()
 	bytes := float64(after.BytesIn + after.BytesOut - before.BytesIn - before.BytesOut)
-	report(b, figure{name: "idle pair, share of a core", ours: 100 * used.Seconds() / long.Seconds(), unit: "%", other: 1, than: "limit", atMost: 1})
-	report(b, figure{name: "idle pair, traffic", ours: bytes / long.Seconds(), unit: "bytes/s", other: 100, than: "limit", atMost: 1})
+	report(b, figure{name: cpuShare, ours: 100 * used.Seconds() / long.Seconds(), unit: "%", other: 1, than: "limit", atMost: 1})
+	report(b, figure{name: traffic, ours: bytes / long.Seconds(), unit: "bytes/s", other: 100, than: "limit", atMost: 1})
 }
 
 func cpuTime(b *testing.B) time.Duration {

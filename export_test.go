@@ -250,3 +250,73 @@ func Connections(r *Replicator) (n int) {
 	}
 	return n
 }
+
+// PageServer makes the pages that a session sends.
+type PageServer struct {
+	reader  pageReader
+	entries entryWriter
+}
+
+// NewPageServer serves a peer that brought nothing itself.
+func NewPageServer(r *Replicator) *PageServer {
+	return &PageServer{reader: pageReader{d: r.store, covers: func(uint64, uint64) bool { return false }}}
+}
+
+// Recent makes the first page of what came after a sequence, and returns how many
+// entries it has.
+func (s *PageServer) Recent(after uint64) (entries int, err error) {
+	at := s.reader.d.history.label(after)
+	_, entries, err = s.serve(cursor{checkpoint: at, seen: at})
+	return entries, err
+}
+
+// KeyOrder makes a page of everything behind a key, in key order. It returns the last
+// key that the page covers, or nil if nothing is left behind it.
+func (s *PageServer) KeyOrder(behind []byte) (last []byte, entries int, err error) {
+	c := cursor{scan: scanFull, key: behind}
+	if behind != nil {
+		c.upper = s.reader.d.history.label(s.reader.d.head())
+	}
+	p, entries, err := s.serve(c)
+	if p.done {
+		return nil, entries, err
+	}
+	return p.key, entries, err
+}
+
+func (s *PageServer) serve(c cursor) (page, int, error) {
+	s.entries.reset()
+	p, n, err := s.reader.read(&pull{cursor: c, inline: inlineSize}, &s.entries)
+	s.entries.page(&p, n)
+	return p, n, err
+}
+
+// PageMerger merges pages of one size, whose memory it uses again.
+type PageMerger struct {
+	d       *store
+	entries []entry
+}
+
+// NewPageMerger makes pages of a number of entries with one value.
+func NewPageMerger(r *Replicator, entries int, value []byte) *PageMerger {
+	m := &PageMerger{d: r.store, entries: make([]entry, entries)}
+	for i := range m.entries {
+		m.entries[i].value = value
+	}
+	return m
+}
+
+// Set makes an entry of the page a put with the given stamp. Keys must ascend.
+func (m *PageMerger) Set(i int, key []byte, stamp Stamp) {
+	e := &m.entries[i]
+	e.key, e.Version = append(e.key[:0], key...), Version{Stamp: stamp}
+}
+
+// Merge merges the page, and returns how many of its entries won.
+func (m *PageMerger) Merge() (int, error) {
+	c, err := m.d.examine(m.entries)
+	if err != nil {
+		return 0, err
+	}
+	return m.d.merge(c, func(first, last uint64) {}, nil)
+}

@@ -8,6 +8,9 @@ import (
 	"github.com/syndtr/goleveldb/leveldb"
 )
 
+// Update is the flag to rewrite golden files.
+var Update = update
+
 // WithBootID returns the options with a boot id of the test's choice.
 func WithBootID(o Options, id string) *Options {
 	o.bootID = func() string { return id }

@@ -50,40 +50,24 @@ func floorOf() map[string]int {
 	return of
 }
 
-// TestFloors type-checks the package, and fails on every use of something on a floor
-// that the file must not know, and on a file that is on no floor.
+// TestFloors fails on every use of something on a floor that the file must not know, and
+// on a file that is on no floor.
 func TestFloors(t *testing.T) {
 	of := floorOf()
-	names, err := filepath.Glob("*.go")
-	require.NoError(t, err)
-	fset := token.NewFileSet()
-	var parsed []*ast.File
+	names := sourceFiles(t)
 	for _, name := range names {
-		if strings.HasSuffix(name, "_test.go") {
-			continue
-		}
 		require.Contains(t, of, name, "%s is on no floor", name)
-		if ok, err := build.Default.MatchFile(".", name); !ok || err != nil {
-			continue // of another system
-		}
-		file, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
-		require.NoError(t, err)
-		parsed = append(parsed, file)
 	}
 	for name := range of {
 		require.Contains(t, names, name, "a file that is not there has a floor")
 	}
-	info := &types.Info{Uses: map[*ast.Ident]types.Object{}, Selections: map[*ast.SelectorExpr]*types.Selection{}}
-	config := types.Config{Importer: importer.ForCompiler(fset, "gc", exports(t))}
-	pkg, err := config.Check("replicator", fset, parsed, info)
-	require.NoError(t, err)
-
+	p := checkPackage(t)
 	uses, wrong := 0, map[string]bool{}
-	for ident, object := range info.Uses {
-		if object.Pkg() != pkg {
+	for ident, object := range p.info.Uses {
+		if object.Pkg() != p.types {
 			continue
 		}
-		from, to := fset.Position(ident.Pos()), fset.Position(object.Pos())
+		from, to := p.fset.Position(ident.Pos()), p.fset.Position(object.Pos())
 		if from.Filename == to.Filename {
 			continue
 		}
@@ -92,8 +76,40 @@ func TestFloors(t *testing.T) {
 			wrong[fmt.Sprintf("%v (%s) uses %s of %s (%s)", from, floors[i].name, object.Name(), to.Filename, floors[j].name)] = true
 		}
 	}
-	t.Logf("%d references between %d files, %d of them wrong", uses, len(parsed), len(wrong))
+	t.Logf("%d references between %d files, %d of them wrong", uses, len(p.files), len(wrong))
 	require.Empty(t, slices.Sorted(maps.Keys(wrong)))
+}
+
+// sourceFiles returns the names of the package's files, without those of the tests.
+func sourceFiles(t *testing.T) []string {
+	names, err := filepath.Glob("*.go")
+	require.NoError(t, err)
+	return slices.DeleteFunc(names, func(name string) bool { return strings.HasSuffix(name, "_test.go") })
+}
+
+// checkedPackage is this package, type-checked, without its tests.
+type checkedPackage struct {
+	types *types.Package
+	info  *types.Info
+	fset  *token.FileSet
+	files []*ast.File
+}
+
+func checkPackage(t *testing.T) *checkedPackage {
+	p := &checkedPackage{info: &types.Info{Uses: map[*ast.Ident]types.Object{}}, fset: token.NewFileSet()}
+	for _, name := range sourceFiles(t) {
+		if ok, err := build.Default.MatchFile(".", name); !ok || err != nil {
+			continue // of another system
+		}
+		file, err := parser.ParseFile(p.fset, name, nil, parser.SkipObjectResolution)
+		require.NoError(t, err)
+		p.files = append(p.files, file)
+	}
+	config := types.Config{Importer: importer.ForCompiler(p.fset, "gc", exports(t))}
+	var err error
+	p.types, err = config.Check("replicator", p.fset, p.files, p.info)
+	require.NoError(t, err)
+	return p
 }
 
 // exports finds the export data of what the package imports.

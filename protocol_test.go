@@ -30,7 +30,7 @@ type wireMessage struct {
 	parts [][]byte // of the payload, as send gets them
 }
 
-var update = flag.Bool("update", false, "rewrite the files in testdata/golden that differ")
+var update = flag.Bool("update", false, "rewrite the golden files in testdata that differ")
 
 // golden returns the frame that docs/PROTOCOL.md has for a message, from the file with
 // its name. In there, blanks, ends of lines and what follows a # do not count. With

@@ -33,9 +33,6 @@ func TestAPI(t *testing.T) {
 			t.Errorf("not in %s: %s", file, line)
 		}
 	}
-	if !t.Failed() {
-		require.Equal(t, golden, api)
-	}
 }
 
 // exportedAPI returns a line for everything that a package exports, sorted.

@@ -13,14 +13,20 @@ import (
 // prefix tells the tables apart.
 
 const (
-	tableEpochs = 'e' // first sequence → origin
-	tableIndex  = 'i' // key → version, sequence
-	tableLog    = 'l' // sequence → version, key
-	tableMeta   = 'm' // name → setting
-	tablePeers  = 'p' // database id → peerRecord
+	tableAdoptions = 'a' // adoption id → mark
+	tableEpochs    = 'e' // first sequence → origin, sure
+	tableIndex     = 'i' // key → version, sequence
+	tableLog       = 'l' // sequence → version, key
+	tableMeta      = 'm' // name → setting
+	tablePeers     = 'p' // database id → peerRecord
+	tableVector    = 'v' // origin → clock, own head at which it last rose
+	// tableReaped and tableMarks are kept for the reap vector, and for the times of
+	// sequences.
+	tableReaped = 'r'
+	tableMarks  = 't'
 )
 
-const tables = "eilmp"
+const tables = "aeilmprtv"
 
 var reservedRange = util.BytesPrefix([]byte(reserved))
 
@@ -39,10 +45,12 @@ func sequenceKey(dst []byte, table byte, seq uint64) []byte {
 	return binary.BigEndian.AppendUint64(dst, seq)
 }
 
-func metaKey(name string) []byte   { return tableKey(nil, tableMeta, []byte(name)) }
-func indexKey(key []byte) []byte   { return tableKey(nil, tableIndex, key) }
-func logKey(seq uint64) []byte     { return sequenceKey(nil, tableLog, seq) }
-func peerKey(id DatabaseID) []byte { return tableKey(nil, tablePeers, id[:]) }
+func metaKey(name string) []byte       { return tableKey(nil, tableMeta, []byte(name)) }
+func indexKey(key []byte) []byte       { return tableKey(nil, tableIndex, key) }
+func logKey(seq uint64) []byte         { return sequenceKey(nil, tableLog, seq) }
+func vectorKey(o Origin) []byte        { return sequenceKey(nil, tableVector, uint64(o)) }
+func adoptionKey(id adoptionID) []byte { return sequenceKey(nil, tableAdoptions, uint64(id)) }
+func peerKey(id DatabaseID) []byte     { return tableKey(nil, tablePeers, id[:]) }
 
 // rowName is the part of a row's key behind the table.
 func rowName(key []byte) []byte     { return key[len(reserved)+1:] }
@@ -60,9 +68,12 @@ func logRange(after, upTo uint64) *util.Range {
 	return &util.Range{Start: logKey(after + 1), Limit: logKey(upTo + 1)}
 }
 
+// The first byte of a record tells the operation. Its upper bits are kept for what
+// later versions have to say of a record.
 const (
 	opPut    = 1
 	opDelete = 2
+	opMask   = 0x0f
 )
 
 // errCorrupt marks rows that this package can't have written.
@@ -79,10 +90,10 @@ func appendVersion(dst []byte, v Version) []byte {
 }
 
 func parseVersion(b []byte) (v Version, rest []byte, err error) {
-	if len(b) < 1 || b[0] != opPut && b[0] != opDelete {
+	if len(b) < 1 || b[0]&opMask != opPut && b[0]&opMask != opDelete {
 		return v, nil, errCorrupt
 	}
-	v.Deleted = b[0] == opDelete
+	v.Deleted = b[0]&opMask == opDelete
 	clock, n := binary.Uvarint(b[1:])
 	if n <= 0 || len(b) < 1+n+8 {
 		return v, nil, errCorrupt

@@ -23,6 +23,8 @@ const (
 	// clockBlock bounds how far the persisted ceiling is above the greatest
 	// clock that was made or seen, and so what a power cut adds to the clock.
 	clockBlock = 1 << 16
+	// clockLamport is the kind of clock that a database and its peers use.
+	clockLamport = 1
 	// drawnOrigin is set in every origin drawn at an opening and clear in every
 	// origin that adoption derives from a value, so a write beats an adoption.
 	drawnOrigin = 1 << 63

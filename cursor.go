@@ -16,116 +16,137 @@ type scan byte
 const (
 	scanNone scan = iota
 	scanLog       // the log, in reverse
-	scanFull      // the whole state, or what of it is above the checkpoint, in key order
+	scanKeys      // the index, in key order
 )
 
-// cursor is how far a peer's log has been merged here. It is stored in the
-// batch of the last entry that it covers.
+// cursor is how far a peer's log has been merged here. It is stored in the batch of
+// the last entry that it covers. It is in one of these states:
+//
+//	checkpoint  joined  scan       seen
+//	none        no      none       none       nothing is merged
+//	some        yes     none       none       all up to the checkpoint is merged, and the vector as of it is joined
+//	any         any     log, keys  = upper    a scan is under way, and all its pages were of one snapshot
+//	any         any     log, keys  any        a scan is under way that has left its first snapshot
+//	some        no      none       some       a scan that had left its snapshot has ended, and what moved meanwhile is yet to come
 type cursor struct {
-	checkpoint position // everything up to here is merged
-	seen       position // the greatest head at which a page was read
+	checkpoint position // everything up to here is merged, or has a later record
+	joined     bool     // everything is merged, and the vector as of it is joined
 	scan       scan
-	upper      position // of a scan: what the checkpoint becomes at its end
-	reached    uint64   // of a log scan: merged from here up to upper
-	key        []byte   // of a full scan: merged up to and with this key
+	upper      position // of a scan: the head of its first snapshot, which becomes the checkpoint
+	reached    uint64   // of a scan of the log: merged from here up to upper
+	key        []byte   // of a scan in key order: merged up to and with this key
+
+	// seen is the greatest head of a snapshot that was read since the vector was last
+	// joined. What was passed over there because it had a later record is here once
+	// the checkpoint is no longer below it.
+	seen position
 }
 
-// caughtUp reports whether all that has been heard of is merged: no scan is
-// unfinished, and no key can have moved up the log behind the last one.
-func (c *cursor) caughtUp() bool {
-	return c.scan == scanNone && c.seen.seq <= c.checkpoint.seq && !c.checkpoint.isZero()
+// equal reports whether two cursors are at one place.
+func (c cursor) equal(d cursor) bool {
+	return c.checkpoint == d.checkpoint && c.joined == d.joined && c.scan == d.scan && c.upper == d.upper &&
+		c.reached == d.reached && c.seen == d.seen && bytes.Equal(c.key, d.key)
 }
 
-// start makes of a stored cursor one that a pull can begin with: without a
-// checkpoint, all is pulled.
-func (c cursor) start() cursor {
-	if c.checkpoint.isZero() && c.scan != scanFull {
-		return cursor{scan: scanFull}
-	}
-	return c
-}
+// caughtUp reports whether everything that the peer had at the checkpoint is here,
+// and known to be.
+func (c *cursor) caughtUp() bool { return c.scan == scanNone && c.joined }
 
-// advance returns the cursor as it is when the page is merged.
-func (c cursor) advance(p *page) (cursor, error) {
-	switch {
-	case p.unknown && c.scan == scanFull && c.checkpoint.isZero() && c.upper.isZero():
-		return c, fmt.Errorf("%w: page: refuses a full pull", ErrProtocol)
-	case p.unknown:
-		return cursor{scan: scanFull}, nil
-	case p.head.epoch == 0 || p.head.seq < c.seen.seq && c.seen.epoch == p.head.epoch:
-		return c, fmt.Errorf("%w: page: head %v is below %v, seen before", ErrProtocol, p.head, c.seen)
+// advance returns the cursor as it is when the page is merged. known says whether the
+// vector of the scan's first page is at hand: it goes with the session that got it.
+func (c cursor) advance(p *page, known bool) (cursor, error) {
+	bad := func(format string, args ...any) (cursor, error) {
+		return c, fmt.Errorf("%w: page: %w", ErrProtocol, fmt.Errorf(format, args...))
 	}
-	if p.head.seq >= c.seen.seq {
-		c.seen = p.head
+	if p.ahead {
+		return c, nil
 	}
-	if c.scan == scanFull {
-		return c.advanceFull(p)
+	if p.reset {
+		c = cursor{}
 	}
-	return c.advanceLog(p)
-}
-
-func (c cursor) advanceFull(p *page) (cursor, error) {
-	first := c.upper.isZero()
-	if first {
-		c.upper = p.head
+	if p.to.epoch == 0 {
+		return bad("no head")
 	}
-	switch {
-	case p.floor > c.upper.seq+1:
-		return cursor{scan: scanFull}, nil // what changed since the start may be gone
-	case p.done:
-		return cursor{checkpoint: c.upper, seen: c.seen}, nil
-	case !first && bytes.Compare(p.key, c.key) <= 0:
-		return c, fmt.Errorf("%w: page: key %.64q is not above %.64q", ErrProtocol, p.key, c.key)
-	}
-	c.key = bytes.Clone(p.key)
-	return c, nil
-}
-
-func (c cursor) advanceLog(p *page) (cursor, error) {
-	if p.floor > c.checkpoint.seq+1 {
-		return cursor{scan: scanFull}, nil // what came after the checkpoint may be gone
-	}
-	if c.scan == scanNone {
-		c.scan, c.upper, c.reached = scanLog, p.head, p.head.seq+1
-	}
-	switch {
-	case p.reached <= c.checkpoint.seq+1:
-		return cursor{checkpoint: c.upper, seen: c.seen}, nil
-	case p.reached >= c.reached:
-		return c, fmt.Errorf("%w: page: reached %d, not below %d", ErrProtocol, p.reached, c.reached)
-	}
-	if p.rescan {
-		return cursor{checkpoint: c.checkpoint, seen: c.seen, scan: scanFull}, nil
-	}
-	c.reached = p.reached
-	return c, nil
-}
-
-// knows reports whether all of a cursor's positions are in this log.
-func (h history) knows(c *cursor, head uint64) bool {
-	for _, p := range []position{c.checkpoint, c.seen, c.upper} {
-		if !p.isZero() && !h.contains(p, head) {
-			return false
+	if p.scan == scanNone {
+		switch {
+		case c.scan != scanNone || c.checkpoint.isZero():
+			return bad("it follows a checkpoint that was not sent")
+		case p.to.seq < c.checkpoint.seq:
+			return bad("%v is below the checkpoint %v", p.to, c.checkpoint)
+		case !c.joined && !p.whole:
+			return bad("the vector is not whole")
 		}
+		return c.completed(p.to, true), nil
 	}
-	return c.scan == scanFull || !c.checkpoint.isZero()
+	switch {
+	case p.first && !c.joined && !p.whole:
+		return bad("the vector is not whole")
+	case p.first:
+		c = cursor{checkpoint: c.checkpoint, joined: c.joined, scan: p.scan, upper: p.to, reached: p.to.seq + 1, seen: c.seen}
+	case p.scan != c.scan:
+		return bad("it is of scan %d, not of %d", p.scan, c.scan)
+	case p.to.seq < c.upper.seq:
+		return bad("%v is below the scan's first head %v", p.to, c.upper)
+	}
+	if p.to.seq >= c.seen.seq {
+		c.seen = p.to
+	}
+	switch {
+	case p.last:
+		return c.completed(c.upper, known || p.first), nil
+	case c.scan == scanLog && p.reached >= c.reached:
+		return bad("reached %d, not below %d", p.reached, c.reached)
+	case c.scan == scanKeys && !p.first && bytes.Compare(p.key, c.key) <= 0:
+		return bad("key %.64q is not above %.64q", p.key, c.key)
+	}
+	c.reached, c.key = p.reached, bytes.Clone(p.key)
+	return c, nil
 }
 
+// completed returns the cursor with a new checkpoint. The vector is joined if it is at
+// hand, and if no record above the checkpoint may have taken the place of one that was
+// passed over.
+func (c cursor) completed(checkpoint position, known bool) cursor {
+	if known && checkpoint.seq >= c.seen.seq {
+		return cursor{checkpoint: checkpoint, joined: true}
+	}
+	return cursor{checkpoint: checkpoint, seen: c.seen}
+}
+
+// knows reports whether a cursor can be gone on from in this log: whether its
+// positions are in it. What was seen besides has to be there as it was seen, which
+// after a power cut is known up to a durable point only.
+func (h history) knows(c *cursor, head uint64) bool {
+	return (c.checkpoint.isZero() || h.contains(c.checkpoint, head)) &&
+		(c.scan == scanNone || h.contains(c.upper, head)) &&
+		(c.seen.isZero() || h.contains(c.seen, head) && h.isSure(c.seen))
+}
+
+const cursorJoined = 1
+
+// append adds what decoder.cursor reads.
 func (c *cursor) append(dst []byte) []byte {
+	var flags byte
+	if c.joined {
+		flags |= cursorJoined
+	}
+	dst = append(dst, flags, byte(c.scan))
 	dst = appendPosition(dst, c.checkpoint)
-	dst = appendPosition(dst, c.seen)
-	dst = append(dst, byte(c.scan))
 	dst = appendPosition(dst, c.upper)
+	dst = appendPosition(dst, c.seen)
 	dst = binary.AppendUvarint(dst, c.reached)
 	return appendBytes(dst, c.key)
 }
 
 func (r *decoder) cursor() (c cursor) {
-	c.checkpoint = r.position()
-	c.seen = r.position()
+	flags := r.byte()
+	c.joined = flags&cursorJoined != 0
 	c.scan = scan(r.byte())
-	c.upper = r.position()
+	c.checkpoint, c.upper, c.seen = r.position(), r.position(), r.position()
 	c.reached = r.uvarint()
 	c.key = slices.Clone(r.bytes(MaxKeySize))
+	if c.scan > scanKeys {
+		r.fail(fmt.Errorf("scan %d", c.scan))
+	}
 	return c
 }

@@ -3,41 +3,44 @@ package replicator
 // This file owns what one replica asks of another, and what it is given.
 
 // entry is one key's version from elsewhere, with its value or, for a value
-// that was not sent along, its size and hash.
+// that was not sent along, its size.
 type entry struct {
 	key []byte
 	Version
 	value  []byte
 	absent bool // the value was not sent along
 	size   uint64
-	hash   uint64
 }
 
-// valueHash returns the hash of the value, also of one that was not sent along.
-func (e *entry) valueHash() uint64 {
-	if e.absent {
-		return e.hash
-	}
-	return valueHash(e.value)
-}
-
-// pull asks for a page: of the log, below what was reached and above the
-// checkpoint, or of the whole state, behind a key.
+// pull asks for a page: of what came after the cursor's checkpoint, or of the scan
+// that it is in the midst of.
 type pull struct {
 	cursor
-	wait   bool   // answer a scan that would be empty only when it no longer is
-	inline uint64 // values up to this size are sent along
-	adopts bool   // values of adopted keys are sent along, too
+	wait  bool // answer only when there is something to say
+	empty bool // the puller has nothing of its own: adopted values are sent along, too
 }
 
-// page answers a pull, with a state of the log that is read from one snapshot.
+// page answers a pull. There are three kinds. One that follows the checkpoint has
+// everything up to a place in the log. One of a scan has a part of what one snapshot
+// holds. One that is sent ahead has changes from behind what follows, which has to
+// wait, and moves nothing.
 type page struct {
-	unknown bool     // the pull's positions are not of this log: pull in full
-	done    bool     // of a full scan: nothing is left behind the last key
-	rescan  bool     // of a log scan's beginning: all that is new is read faster in key order
-	head    position // the snapshot's
-	floor   uint64   // the snapshot's
-	reached uint64   // of a log scan: read down to this record
-	key     []byte   // of a full scan: read up to and with this key
-	entries []entry  // in ascending order of their keys, each once
+	ahead bool
+	reset bool     // the pull's positions are not of this log: nothing is merged
+	scan  scan     // none: the page follows
+	first bool     // of a scan: it begins with this page
+	last  bool     // of a scan: it ends with this page
+	to    position // up to where the page follows, or the head of the snapshot
+
+	// vector is what the sender knows as of that place, as far as it changed since the
+	// checkpoint or, if it is whole, all of it. A scan has it in its first page.
+	vector []Stamp
+	whole  bool
+
+	unsure     bool // the sender is in the midst of a scan of its own
+	incomplete bool // something was left out that the sender could not read
+
+	reached uint64  // of a scan of the log: read down to this record
+	key     []byte  // of a scan in key order: read up to and with this key
+	entries []entry // in ascending order of their keys, each once
 }

@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"slices"
@@ -51,6 +52,12 @@ func (p position) String() string { return fmt.Sprintf("%v/%d", p.epoch, p.seq) 
 type epoch struct {
 	first  uint64
 	origin Origin
+	sure   uint64 // if it ended with a power cut: up to here nothing can be missing; else above everything
+}
+
+// row is what the epochs' table has under the first sequence.
+func (e epoch) row() []byte {
+	return binary.AppendUvarint(encodeUint64(uint64(e.origin)), e.sure)
 }
 
 // maxEpochs bounds the history; a checkpoint older than that ends in a full pull.
@@ -79,4 +86,15 @@ func (h history) contains(p position, head uint64) bool {
 		return p.seq < h[i+1].first
 	}
 	return p.seq <= head
+}
+
+// isSure reports whether the log up to a position, which it contains, is as it was
+// when the position was handed out: no power cut has taken records from its midst.
+func (h history) isSure(p position) bool {
+	for _, e := range h {
+		if e.origin == p.epoch {
+			return p.seq <= e.sure
+		}
+	}
+	return false
 }

@@ -10,11 +10,9 @@ const (
 	// the next is on its way, so a session holds at most twice that.
 	maxPageEntries = 500
 	maxPageBytes   = 1 << 20
-	// inlineSize is the largest value sent along with an entry. In a mesh each of
-	// them arrives from every neighbour, so it is small. firstInlineSize is the same
-	// for a full pull: a replica that has nothing yet asks for it.
-	inlineSize      = 1 << 10
-	firstInlineSize = 64 << 10
+	// inlineSize is the size in bytes of the largest value that is sent along with its
+	// entry. Others are asked for.
+	inlineSize = 64 << 10
 
 	maxClusterName = 255 // bytes
 	maxName        = 255

@@ -76,3 +76,25 @@ func (y *syncer) renewID(old DatabaseID) {
 }
 
 var errRenewed = errors.New("replicator: this replica has a new database id")
+
+var errImage = errors.New("replicator: this process goes on from an image of itself: a peer knows more of it than there is")
+
+// suspectImage begins a new epoch, for a peer knows changes of this one that were not
+// made in it, and ends all sessions. It returns the error to end the session with
+// that told.
+func (y *syncer) suspectImage() error {
+	before, ok, err := y.store.newEpoch()
+	switch {
+	case err != nil:
+		return err
+	case ok:
+		y.settings.logger.Warn("replicator: a peer knows changes of this process that this process does not: the machine was probably resumed from an image; "+
+			"what was written between the image and now is in doubt where it met older writes; began a new epoch", "epoch", before)
+	}
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	for _, s := range y.sessions {
+		s.cancel(errImage)
+	}
+	return errImage
+}

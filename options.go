@@ -21,6 +21,9 @@ const (
 	defaultMaxInterval  = 10 * time.Second
 	defaultTimeout      = 10 * time.Second
 
+	defaultBacklog = 8 << 20
+	durableEvery   = 5 * time.Minute
+
 	defaultMaxHandshakes      = 64
 	defaultMaxSessions        = 256
 	defaultMaxSessionsPerAddr = 16
@@ -112,6 +115,14 @@ type Options struct {
 	// in full, and it pulls them in full. Set it for one opening.
 	Recovered bool
 
+	// BacklogBytes is the size of the memory that holds the last changes, for peers that
+	// keep up.
+	//
+	// The default value is 8 MiB.
+	BacklogBytes int
+
+	durableEvery time.Duration // for tests; how often everything is made durable
+
 	bootID      func() string // for tests; the machine's boot id, "" if unknown
 	pageEntries int           // for tests; how many entries a page has at most
 	rescan      func() bool   // for tests; decides whether a long log scan becomes one in key order
@@ -141,6 +152,9 @@ func (o *Options) Validate() error {
 	}
 	if o.MaxHandshakes < 0 || o.MaxSessions < 0 || o.MaxSessionsPerAddr < 0 {
 		bad("a negative limit of handshakes or sessions")
+	}
+	if o.BacklogBytes < 0 {
+		bad("BacklogBytes is negative")
 	}
 	if len(o.Name) > maxName {
 		bad("Name is longer than %d bytes", maxName)
@@ -191,7 +205,7 @@ func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 func (o *Options) store() storeSettings {
 	return storeSettings{
 		logger: o.Logger, maxValue: o.MaxValueSize, skipAdoption: o.SkipAdoption, recovered: o.Recovered,
-		bootID: o.bootID(), pageEntries: o.pageEntries, rescan: o.rescan,
+		backlog: o.BacklogBytes, durableEvery: o.durableEvery, bootID: o.bootID(), pageEntries: o.pageEntries, rescan: o.rescan,
 	}
 }
 
@@ -235,6 +249,8 @@ func (o *Options) withDefaults() Options {
 	setDefault(&c.MaxHandshakes, defaultMaxHandshakes)
 	setDefault(&c.MaxSessions, defaultMaxSessions)
 	setDefault(&c.MaxSessionsPerAddr, defaultMaxSessionsPerAddr)
+	setDefault(&c.BacklogBytes, defaultBacklog)
+	setDefault(&c.durableEvery, durableEvery)
 	setDefault(&c.pageEntries, maxPageEntries)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

@@ -13,24 +13,30 @@ import (
 
 // The messages of a session, one a frame. docs/PROTOCOL.md has their tables.
 const (
-	frameHello  = 1  // who is there; the first frame of both sides
-	frameAccept = 2  // the smaller id takes this connection for the session
-	frameBye    = 3  // why this side ends the connection
-	frameAck    = 4  // up to where the sender has merged the receiver's log durably
-	framePull   = 5  // asks for a page
-	framePage   = 6  // entries
-	frameFetch  = 7  // asks for values; answered by a frameValues
-	frameValues = 8  // entries with their values
-	framePing   = 9  // asks for the receiver's head
-	framePong   = 10 // the sender's head
+	frameHello     = 1  // who is there; the first frame of both sides
+	frameAccept    = 2  // the smaller id takes this connection for the session
+	frameBye       = 3  // why this side ends the connection
+	frameTerms     = 4  // what the receiver may do
+	frameVector    = 5  // what the sender knows
+	frameAdoptions = 6  // what the sender knows of adoptions
+	framePull      = 7  // asks for a page
+	framePage      = 8  // entries
+	frameFetch     = 9  // asks for values; answered by a frameValues
+	frameValues    = 10 // entries with their values
+	framePing      = 11 // asks for the receiver's head
+	framePong      = 12 // the sender's head
+	frameAck       = 13 // what is durable at the sender
+	frameFlush     = 14 // asks the receiver to make everything durable, and to say so
 )
 
 const (
 	protocolMagic = "replicator\r\n"
-	minProtocol   = 1
-	maxProtocol   = 1
-	clockLamport  = 1
+	minProtocol   = 2
+	maxProtocol   = 2
 	maxByeText    = 1 << 10
+	// maxVectorChunk and maxAdoptions bound what one frame tells.
+	maxVectorChunk = 4096
+	maxAdoptions   = 4096
 )
 
 // hello opens a connection.
@@ -43,6 +49,7 @@ type hello struct {
 	nonce                  uint64 // names the sender's process
 	maxKey, maxValue       uint64
 	name                   string // for people; may be empty
+	localPrefix            []byte // of keys that are not replicated; kept for later
 	probe                  bool   // the sender wants to know who is there, and no session
 }
 
@@ -52,7 +59,11 @@ func (h *hello) append(dst []byte) []byte {
 	dst = append(dst, protocolMagic...)
 	dst = binary.AppendUvarint(dst, h.minVersion)
 	dst = binary.AppendUvarint(dst, h.maxVersion)
-	dst = append(dst, h.clockKind)
+	var flags byte
+	if h.probe {
+		flags |= helloProbe
+	}
+	dst = append(dst, flags, h.clockKind)
 	dst = appendBytes(dst, h.cluster)
 	dst = append(dst, h.id[:]...)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(h.epoch))
@@ -60,11 +71,7 @@ func (h *hello) append(dst []byte) []byte {
 	dst = binary.AppendUvarint(dst, h.maxKey)
 	dst = binary.AppendUvarint(dst, h.maxValue)
 	dst = appendBytes(dst, h.name)
-	var flags byte
-	if h.probe {
-		flags |= helloProbe
-	}
-	return append(dst, flags)
+	return appendBytes(dst, h.localPrefix)
 }
 
 // parseHello reads what versions have in common first: a later version may
@@ -79,13 +86,14 @@ func parseHello(b []byte) (h hello, err error) {
 		return h, fmt.Errorf("%w: the peer speaks protocol versions %d to %d, this side %d to %d",
 			ErrRefused, h.minVersion, h.maxVersion, minProtocol, maxProtocol)
 	}
+	h.probe = r.byte()&helloProbe != 0
 	h.clockKind = r.byte()
 	h.cluster = string(r.bytes(maxClusterName))
 	copy(h.id[:], r.take(uint64(len(h.id))))
 	h.epoch, h.nonce = Origin(r.uint64()), r.uint64()
 	h.maxKey, h.maxValue = r.uvarint(), r.uvarint()
 	h.name = printable(string(r.bytes(maxName)))
-	h.probe = r.byte()&helloProbe != 0
+	h.localPrefix = bytes.Clone(r.bytes(maxName))
 	if r.err != nil {
 		return h, fmt.Errorf("%w: hello: %w", ErrProtocol, r.err)
 	}
@@ -146,99 +154,280 @@ func parseBye(b []byte) error {
 	return &byeReceived{code, printable(text)}
 }
 
-// ack states up to where the sender has made the receiver's log durable. The
-// zero position takes back all that was stated before.
+// appendPlace adds a position. One in the epoch that a hello named needs a sequence
+// only.
+func appendPlace(dst []byte, p position, epoch Origin) []byte {
+	switch {
+	case p.isZero():
+		return append(dst, 0)
+	case p.epoch == epoch:
+		return binary.AppendUvarint(dst, 1+2*p.seq)
+	}
+	dst = binary.AppendUvarint(dst, 2+2*p.seq)
+	return binary.BigEndian.AppendUint64(dst, uint64(p.epoch))
+}
+
+func (r *decoder) place(epoch Origin) position {
+	n := r.uvarint()
+	switch {
+	case n == 0:
+		return position{}
+	case n%2 == 1:
+		return position{epoch, n / 2}
+	}
+	return position{Origin(r.uint64()), n/2 - 1}
+}
+
+// appendStamps adds a count and as many pairs of the vector. The sender's own origin,
+// by its hello, goes without saying.
+func appendStamps(dst []byte, stamps []Stamp, epoch Origin) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(stamps)))
+	for _, s := range stamps {
+		if s.Origin == epoch {
+			dst = binary.AppendUvarint(dst, 1+2*s.Clock)
+			continue
+		}
+		dst = binary.AppendUvarint(dst, 2*s.Clock)
+		dst = binary.BigEndian.AppendUint64(dst, uint64(s.Origin))
+	}
+	return dst
+}
+
+func (r *decoder) stamps(epoch Origin) []Stamp {
+	n := r.uvarint()
+	if n > uint64(len(r.rest)) {
+		r.fail(errTruncated)
+		return nil
+	}
+	if n == 0 {
+		return nil
+	}
+	stamps := make([]Stamp, 0, min(n, maxVectorChunk))
+	for ; n > 0 && r.err == nil; n-- {
+		clock := r.uvarint()
+		s := Stamp{clock / 2, epoch}
+		if clock%2 == 0 {
+			s.Origin = Origin(r.uint64())
+		}
+		if r.err == nil && s.Origin&drawnOrigin == 0 {
+			r.fail(fmt.Errorf("the vector has origin %v", s.Origin))
+		}
+		stamps = append(stamps, s)
+	}
+	return stamps
+}
+
+// vectorFrames returns the payloads of as many frames as it takes to tell what the
+// sender knows.
+func vectorFrames(stamps []Stamp, epoch Origin) (payloads [][]byte) {
+	for len(stamps) > 0 {
+		n := min(len(stamps), maxVectorChunk)
+		payloads = append(payloads, appendStamps(nil, stamps[:n], epoch))
+		stamps = stamps[n:]
+	}
+	return payloads
+}
+
+func parseVector(b []byte, epoch Origin) ([]Stamp, error) {
+	r := decoder{rest: b}
+	stamps := r.stamps(epoch)
+	return stamps, wrapProtocol("vector", r.finish())
+}
+
+// appendAdoptions adds what the sender knows of adoptions.
+func appendAdoptions(dst []byte, a adoptions) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(a)))
+	for id, mark := range a {
+		dst = binary.BigEndian.AppendUint64(dst, uint64(id))
+		dst = binary.AppendUvarint(dst, mark.Clock)
+		dst = binary.BigEndian.AppendUint64(dst, uint64(mark.Origin))
+	}
+	return dst
+}
+
+func parseAdoptions(b []byte) (adoptions, error) {
+	r := decoder{rest: b}
+	a := adoptions{}
+	n := r.uvarint()
+	if n > maxAdoptions {
+		r.fail(fmt.Errorf("%d adoptions, the limit is %d", n, maxAdoptions))
+	}
+	for ; n > 0 && r.err == nil; n-- {
+		id := adoptionID(r.uint64())
+		mark := Stamp{r.uvarint(), Origin(r.uint64())}
+		if r.err == nil && (id == 0 || mark != Stamp{} && mark.Origin&drawnOrigin == 0) {
+			r.fail(fmt.Errorf("adoption %x has the mark %v", id, mark))
+		}
+		a[id] = mark
+	}
+	return a, wrapProtocol("adoptions", r.finish())
+}
+
+// ack states up to where the receiver's log is durable at the sender, and how far its
+// durable vector has come since the last ack.
 type ack struct {
 	merged position
-	head   uint64 // of the sender's own log
+	known  []Stamp
 }
 
-func (a *ack) append(dst []byte) []byte {
-	return binary.AppendUvarint(appendPosition(dst, a.merged), a.head)
+func (a *ack) append(dst []byte, receiver, sender Origin) []byte {
+	return appendStamps(appendPlace(dst, a.merged, receiver), a.known, sender)
 }
 
-func parseAck(b []byte) (a ack, err error) {
+func parseAck(b []byte, receiver, sender Origin) (a ack, err error) {
 	r := decoder{rest: b}
-	a.merged, a.head = r.position(), r.uvarint()
+	a.merged, a.known = r.place(receiver), r.stamps(sender)
 	return a, wrapProtocol("ack", r.finish())
 }
 
 const (
 	pullWait   = 1
-	pullAdopts = 2
+	pullEmpty  = 2
+	pullJoined = 4
+	pullScan   = 8
+	pullSeen   = 16
 )
 
-func (p *pull) append(dst []byte) []byte {
+// append adds the pull; epoch is the receiver's.
+func (p *pull) append(dst []byte, epoch Origin) []byte {
 	var flags byte
-	if p.wait {
-		flags |= pullWait
+	for _, f := range []struct {
+		flag byte
+		set  bool
+	}{
+		{pullWait, p.wait}, {pullEmpty, p.empty}, {pullJoined, p.joined}, {pullScan, p.scan != scanNone}, {pullSeen, !p.seen.isZero()},
+	} {
+		if f.set {
+			flags |= f.flag
+		}
 	}
-	if p.adopts {
-		flags |= pullAdopts
+	dst = appendPlace(append(dst, flags), p.checkpoint, epoch)
+	if p.scan != scanNone {
+		dst = appendPlace(append(dst, byte(p.scan)), p.upper, epoch)
+		dst = binary.AppendUvarint(dst, p.reached)
+		dst = appendBytes(dst, p.key)
 	}
-	dst = append(dst, flags)
-	dst = binary.AppendUvarint(dst, p.inline)
-	return p.cursor.append(dst)
+	if !p.seen.isZero() {
+		dst = appendPlace(dst, p.seen, epoch)
+	}
+	return dst
 }
 
-func parsePull(b []byte) (p pull, err error) {
+func parsePull(b []byte, epoch Origin) (p pull, err error) {
 	r := decoder{rest: b}
 	flags := r.byte()
-	p.wait, p.adopts = flags&pullWait != 0, flags&pullAdopts != 0
-	p.inline = r.uvarint()
-	p.cursor = r.cursor()
+	p.wait, p.empty, p.joined = flags&pullWait != 0, flags&pullEmpty != 0, flags&pullJoined != 0
+	p.checkpoint = r.place(epoch)
+	if flags&pullScan != 0 {
+		p.scan = scan(r.byte())
+		p.upper = r.place(epoch)
+		p.reached = r.uvarint()
+		p.key = r.bytes(MaxKeySize)
+		if r.err == nil && (p.scan != scanLog && p.scan != scanKeys || p.upper.isZero()) {
+			r.fail(fmt.Errorf("scan %d up to %v", p.scan, p.upper))
+		}
+	}
+	if flags&pullSeen != 0 {
+		p.seen = r.place(epoch)
+	}
+	if r.err == nil && p.joined && p.checkpoint.isZero() {
+		r.fail(errors.New("joined at no checkpoint"))
+	}
 	return p, wrapProtocol("pull", r.finish())
 }
 
 const (
-	pageUnknown = 1
-	pageDone    = 2
-	pageRescan  = 4
+	pageAhead      = 1
+	pageReset      = 2
+	pageFirst      = 4
+	pageLast       = 8
+	pageWhole      = 16
+	pageUnsure     = 32
+	pageIncomplete = 64
+	pageLog        = 128
+	pageKeys       = 256
 )
 
-func (p *page) appendHeader(dst []byte, entries int) []byte {
-	var flags byte
-	if p.unknown {
-		flags |= pageUnknown
+// appendHeader adds the page up to its entries; epoch is the sender's.
+func (p *page) appendHeader(dst []byte, entries int, epoch Origin) []byte {
+	var flags uint64
+	for _, f := range []struct {
+		flag uint64
+		set  bool
+	}{
+		{pageAhead, p.ahead}, {pageReset, p.reset}, {pageFirst, p.first}, {pageLast, p.last}, {pageWhole, p.whole},
+		{pageUnsure, p.unsure}, {pageIncomplete, p.incomplete}, {pageLog, p.scan == scanLog}, {pageKeys, p.scan == scanKeys},
+	} {
+		if f.set {
+			flags |= f.flag
+		}
 	}
-	if p.done {
-		flags |= pageDone
+	dst = binary.AppendUvarint(dst, flags)
+	if !p.ahead {
+		dst = appendPlace(dst, p.to, epoch)
+		if p.scan == scanNone || p.first {
+			dst = appendStamps(dst, p.vector, epoch)
+		}
 	}
-	if p.rescan {
-		flags |= pageRescan
+	switch p.scan {
+	case scanLog:
+		dst = binary.AppendUvarint(dst, p.reached)
+	case scanKeys:
+		dst = appendBytes(dst, p.key)
 	}
-	dst = append(dst, flags)
-	dst = appendPosition(dst, p.head)
-	dst = binary.AppendUvarint(dst, p.floor)
-	dst = binary.AppendUvarint(dst, p.reached)
-	dst = appendBytes(dst, p.key)
 	return binary.AppendUvarint(dst, uint64(entries))
 }
 
-func parsePage(b []byte, maxValue int) (p page, err error) {
+func parsePage(b []byte, maxValue int, epoch Origin) (p page, err error) {
 	r := decoder{rest: b}
-	flags := r.byte()
-	p.unknown, p.done, p.rescan = flags&pageUnknown != 0, flags&pageDone != 0, flags&pageRescan != 0
-	p.head = r.position()
-	p.floor, p.reached = r.uvarint(), r.uvarint()
-	p.key = r.bytes(MaxKeySize)
-	p.entries = r.entries(maxValue)
+	flags := r.uvarint()
+	has := func(flag uint64) bool { return flags&flag != 0 }
+	p.ahead, p.reset, p.first, p.last, p.whole = has(pageAhead), has(pageReset), has(pageFirst), has(pageLast), has(pageWhole)
+	p.unsure, p.incomplete = has(pageUnsure), has(pageIncomplete)
+	switch {
+	case has(pageLog) && has(pageKeys) || p.ahead && flags&^(pageAhead|pageUnsure|pageIncomplete) != 0 || p.reset && !(p.first && has(pageKeys)):
+		r.fail(fmt.Errorf("flags %x", flags))
+	case has(pageLog):
+		p.scan = scanLog
+	case has(pageKeys):
+		p.scan = scanKeys
+	}
+	if !p.ahead {
+		p.to = r.place(epoch)
+		if p.scan == scanNone || p.first {
+			p.vector = r.stamps(epoch)
+		}
+	}
+	switch p.scan {
+	case scanLog:
+		p.reached = r.uvarint()
+	case scanKeys:
+		p.key = r.bytes(MaxKeySize)
+	}
+	p.entries = r.entries(maxValue, epoch)
 	return p, wrapProtocol("page", r.finish())
 }
 
-// parseValues reads the answer to a fetch: entries for the first of the keys
-// that were asked for, less those that are gone.
-func parseValues(b []byte, maxValue int) (answered uint64, entries []entry, err error) {
+// values answers a fetch: entries for the first of the keys that were asked for, less
+// those that the sender has forgotten.
+type values struct {
+	answered   uint64
+	incomplete bool // something else is left out, that the sender could not read
+	entries    []entry
+}
+
+func parseValues(b []byte, maxValue int, epoch Origin) (v values, err error) {
 	r := decoder{rest: b}
-	answered = r.uvarint()
-	entries = r.entries(maxValue)
-	return answered, entries, wrapProtocol("values", r.finish())
+	v.answered = r.uvarint()
+	v.incomplete = r.byte() != 0
+	v.entries = r.entries(maxValue, epoch)
+	return v, wrapProtocol("values", r.finish())
 }
 
 const (
 	entryDeleted    = 1
-	entrySameOrigin = 2 // as the entry before
-	entryAbsent     = 4 // size and hash stand in for the value
+	entrySameOrigin = 2 // as the entry before or, for the first, the sender's epoch
+	entryAbsent     = 4 // the size stands in for the value
 )
 
 // appendEntry adds an entry up to its value; the value's bytes follow it, unless
@@ -264,7 +453,6 @@ func appendEntry(dst []byte, e *entry, previous Origin) []byte {
 	case e.Deleted:
 	case e.absent:
 		dst = binary.AppendUvarint(dst, e.size)
-		dst = binary.BigEndian.AppendUint64(dst, e.hash)
 	default:
 		dst = binary.AppendUvarint(dst, uint64(len(e.value)))
 	}
@@ -273,6 +461,7 @@ func appendEntry(dst []byte, e *entry, previous Origin) []byte {
 
 // entryWriter encodes entries, for a page or for values. It is a sink.
 type entryWriter struct {
+	epoch  Origin   // the sender's, by its hello
 	parts  [][]byte // finished
 	body   []byte
 	length int // of all
@@ -297,18 +486,23 @@ func (w *entryWriter) add(e *entry) {
 	w.length += len(w.body) - before
 }
 
-func (w *entryWriter) reset() { *w = entryWriter{body: w.body[:0]} }
+func (w *entryWriter) reset() { *w = entryWriter{epoch: w.epoch, origin: w.epoch, body: w.body[:0]} }
 
 func (w *entryWriter) size() int { return w.length }
 
 // page returns the payload of a page frame with the entries that were added.
 func (w *entryWriter) page(p *page, entries int) [][]byte {
-	return w.behind(p.appendHeader(nil, entries))
+	return w.behind(p.appendHeader(nil, entries, w.epoch))
 }
 
 // values returns the payload of a values frame that deals with as many keys.
-func (w *entryWriter) values(answered, entries int) [][]byte {
+func (w *entryWriter) values(answered, entries int, incomplete bool) [][]byte {
 	header := binary.AppendUvarint(nil, uint64(answered))
+	if incomplete {
+		header = append(header, 1)
+	} else {
+		header = append(header, 0)
+	}
 	return w.behind(binary.AppendUvarint(header, uint64(entries)))
 }
 
@@ -318,7 +512,7 @@ func (w *entryWriter) behind(header []byte) [][]byte {
 
 // entries reads a count and as many entries. What can't be stored here, or is
 // out of order, is an error.
-func (r *decoder) entries(maxValue int) []entry {
+func (r *decoder) entries(maxValue int, previous Origin) []entry {
 	const minEntry = 3 // bytes
 	n := r.uvarint()
 	if n > maxPageEntries {
@@ -332,11 +526,8 @@ func (r *decoder) entries(maxValue int) []entry {
 	entries := make([]entry, n)
 	for i := range entries {
 		e := &entries[i]
-		var previous Origin
-		if i > 0 {
-			previous = entries[i-1].Origin
-		}
 		r.entry(e, previous, maxValue)
+		previous = e.Origin
 		if r.err == nil && i > 0 && bytes.Compare(entries[i-1].key, e.key) >= 0 {
 			r.fail(fmt.Errorf("key %.64q is not above the one before it", e.key))
 		}
@@ -360,16 +551,15 @@ func (r *decoder) entry(e *entry, previous Origin, maxValue int) {
 	case e.Deleted:
 		e.absent = false
 	case e.absent:
-		e.size, e.hash = r.uvarint(), r.uint64()
-		if e.size > uint64(maxValue) {
+		if e.size = r.uvarint(); e.size > uint64(maxValue) {
 			r.fail(fmt.Errorf("the value of key %.64q has %d bytes, the limit is %d", e.key, e.size, maxValue))
 		}
 	default:
 		e.value = r.bytes(maxValue)
 	}
 	// Else two replicas that were sent different values under one stamp would
-	// differ for ever.
-	if r.err == nil && e.adopted() && !e.fits(e.valueHash()) {
+	// differ for ever. A value that is absent is checked when it comes.
+	if r.err == nil && e.adopted() && (e.Deleted || e.Clock > 0 || !e.absent && !e.fits(valueHash(e.value))) {
 		r.fail(fmt.Errorf("key %.64q has the stamp of an adopted value, %v, but not of this one", e.key, e.Version))
 	}
 	if hidden(e.key) {

@@ -11,15 +11,9 @@ import (
 	"time"
 )
 
-// This file owns a session: its goroutines, what they tell each other, heartbeats and
-// acknowledgements.
+// This file owns a session: its goroutines, what they tell each other, and heartbeats.
 
 const (
-	// ackDelay is for how long acknowledgements are gathered: each costs a Sync.
-	ackDelay = 500 * time.Millisecond
-	// echoDelay is how long a peer waits to be told that all that is new here
-	// came from itself.
-	echoDelay = 200 * time.Millisecond
 	// aliveWait is how long a session may take to answer before a new connection
 	// from the same process takes its place.
 	aliveWait = 2 * time.Second
@@ -27,6 +21,8 @@ const (
 	byePatience = 100 * time.Millisecond
 	// maxRequestFrame bounds pulls and fetches, which carry keys.
 	maxRequestFrame = 1 << 20
+	// maxVectorFrame bounds a frame that tells of the vector or of adoptions.
+	maxVectorFrame = 128 << 10
 )
 
 // State says what goes on with a peer.
@@ -41,6 +37,7 @@ const (
 	StatePullingInFull State = "pulling in full" // reading all that the peer has
 	StatePullingLog    State = "pulling the log" // reading what is new
 	StateInSync        State = "in sync"         // all that the peer has told of is merged here
+	StateIncomplete    State = "incomplete"      // the peer can't read all of its own database; what it can read is merged here
 )
 
 // Side says which side of a session dialled.
@@ -53,21 +50,30 @@ const (
 )
 
 // session is one connection's conversation with a peer, in both directions: the
-// pull side reads the peer's log, the serve side answers the peer's pulls.
+// pull side reads what the peer has, the serve side answers the peer's pulls.
 //
-// The reader goroutine only receives and hands on, and never sends: two readers
-// that waited for each other's sends would wait for ever.
+// Four goroutines share it. hear receives and hands on. beat sends pings and pongs.
+// serve answers pulls and fetches, and tells what is news. pull asks, and merges.
+//
+// They can't wait for each other for ever. hear never sends and never waits: for what
+// the peer may ask once there is a mailbox of one place, and a peer that asks twice is
+// told off; what only says "look again" is a field, and a wake that is set at most
+// once. So whatever arrives is received, and every send of the peer's ends, and as the
+// peer does the same, every send of ours. serve and beat wait for sends and
+// commits only. pull waits for what it has asked for, which serve at the other end
+// sends without waiting for anything of ours, and for its turn to scan, which nobody
+// keeps while nothing comes.
 type session struct {
 	y      *syncer
 	store  *store
 	conn   *conn
 	own    hello       // as sent
 	hello  hello       // the peer's
-	record *peerRecord // of the peer; the cursor is the pull side's own
+	record *peerRecord // of the peer; pull moves the cursor
+	server *server
 	dialed bool
 	addr   string // dialled, or the connection's remote address
 	number uint64 // by which the smaller id ordered its sessions with this peer
-	echo   echoes
 	pace   *schedule
 	since  uint64 // the last meeting before the connection began
 
@@ -79,26 +85,33 @@ type session struct {
 	fetches chan [][]byte // to serve
 	pages   chan []byte   // to pull
 	values  chan []byte   // to pull
-	commits *subscription // to serve: there are new records
-	flush   chan uint64   // to serve: answer a pull below this head at once
-	asked   chan uint64   // to control: the latest ping to answer
-	acks    chan ack      // to control: the peer's latest acknowledgement
-	ask     chan struct{} // to heartbeat: send a ping now
-	settled chan struct{} // to control: the checkpoint moved
+	commits *subscription // wakes serve
+	beats   chan struct{} // wakes beat
 
 	meeting turn // guards what follows
 	met     bool // the peer is remembered
 
-	mu       sync.Mutex // guards what follows
-	changed  chan struct{}
-	token    uint64 // of the last ping asked for
-	answers  bool   // the peer has answered a ping
-	answered uint64 // token of the last answer
-	peerHead uint64 // the peer's head, by the last answer
-	merged   uint64 // up to where the peer's log is merged here
-	state    State
-	caughtUp bool // in this session, once
-	lastGood time.Time
+	telling turn   // guards what follows, and the order of what is told
+	told    uint64 // own head up to which the peer was told of the vector
+
+	mu         sync.Mutex // guards what follows
+	changed    chan struct{}
+	token      uint64    // of the last ping asked for
+	pingNow    bool      // beat: send a ping
+	pinged     bool      // beat: answer a ping
+	pingToken  uint64    // the latest ping's
+	stated     uint64    // own head that the last pong stated
+	flushAsked bool      // serve: make everything durable, and say so
+	answers    bool      // the peer has answered a ping
+	answered   uint64    // token of the last answer
+	peerHead   uint64    // the peer's head, by the last answer
+	merged     uint64    // up to where the peer's log is merged here
+	news       adoptions // what the peer told of adoptions, yet to be learned
+	durable    vector    // what is durable at the peer
+	state      State
+	caughtUp   bool // in this session, once
+	incomplete bool // the peer could not read something
+	lastGood   time.Time
 
 	recordsIn, recordsOut atomic.Int64
 }
@@ -106,7 +119,9 @@ type session struct {
 func newSession(ctx context.Context, y *syncer, c *conn, g *greeting, record *peerRecord, addr string, dialed bool) *session {
 	s := &session{
 		y: y, store: y.store, conn: c, own: g.own, hello: g.peer, since: g.since, record: record, addr: addr, dialed: dialed,
+		server:  newServer(y.store),
 		meeting: make(turn, 1),
+		telling: make(turn, 1),
 		met:     dialed,
 		pace:    newSchedule(y.settings.minInterval, y.settings.maxInterval),
 		done:    make(chan struct{}),
@@ -114,12 +129,9 @@ func newSession(ctx context.Context, y *syncer, c *conn, g *greeting, record *pe
 		fetches: make(chan [][]byte, 1),
 		pages:   make(chan []byte, 1),
 		values:  make(chan []byte, 1),
-		flush:   make(chan uint64, 1),
-		asked:   make(chan uint64, 1),
-		acks:    make(chan ack, 1),
-		ask:     make(chan struct{}, 1),
-		settled: make(chan struct{}, 1),
+		beats:   make(chan struct{}, 1),
 		changed: make(chan struct{}),
+		durable: vector{},
 		state:   StateStarting,
 	}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
@@ -137,15 +149,13 @@ func (s *session) run() error {
 			}
 		})
 	}
-	start(s.receive) // the peer's answer to the hello may be a bye
-	if s.decides() {
-		if err := s.send(frameAccept, acceptFrame(s.number)); err != nil {
-			s.cancel(err)
-		}
-	}
 	s.commits = s.store.subscribe()
 	defer s.store.unsubscribe(s.commits)
-	for _, part := range []func() error{s.heartbeat, s.control, s.serve, s.pull} {
+	start(s.hear) // the peer's answer to the hello may be a bye
+	if err := s.open(); err != nil {
+		s.cancel(err)
+	}
+	for _, part := range []func() error{s.beat, s.serve, s.pull} {
 		start(part)
 	}
 	<-s.ctx.Done()
@@ -153,11 +163,27 @@ func (s *session) run() error {
 	s.sayBye(cause)
 	s.conn.Close()
 	wg.Wait()
-	if err := s.saveCursor(false); err != nil && !errors.Is(cause, ErrFailed) {
-		s.y.settings.logger.Warn("replicator: checkpoint not saved", "peer", s.addr, "error", err)
+	s.server.endScan()
+	if s.record.isUnsaved() {
+		if err := s.store.savePeer(s.hello.id, s.record, false); err != nil && !errors.Is(cause, ErrFailed) {
+			s.y.settings.logger.Warn("replicator: checkpoint not saved", "peer", s.addr, "error", err)
+		}
 	}
 	close(s.done)
 	return cause
+}
+
+// open sends what comes before everything else.
+func (s *session) open() error {
+	if s.decides() {
+		if err := s.send(frameAccept, acceptFrame(s.number)); err != nil {
+			return err
+		}
+	}
+	if err := s.send(frameTerms, []byte{0}); err != nil { // everything is allowed
+		return err
+	}
+	return s.tellVector(true)
 }
 
 // decides is greeting.decides.
@@ -221,18 +247,24 @@ func (s *session) send(kind byte, parts ...[]byte) error {
 // frameLimit is the greatest length of a frame that this side has a use for.
 func (s *session) frameLimit(kind byte) int {
 	switch kind {
-	case frameBye, frameAck, framePing, framePong:
+	case frameBye, frameTerms, framePing, framePong, frameFlush:
 		return maxSmallFrame
+	case frameVector, frameAdoptions:
+		return maxVectorFrame
 	case framePull, frameFetch:
 		return maxRequestFrame
-	case framePage, frameValues:
+	case framePage, frameValues, frameAck:
 		return s.y.settings.maxValue + 4*maxPageBytes
 	}
 	return 0
 }
 
-// receive hands frames to those who wait for them.
-func (s *session) receive() error {
+// allowed returns an error if the peer may not ask for something of a kind. Access
+// will be decided here.
+func (s *session) allowed(kind byte) error { return nil }
+
+// hear hands frames to those who wait for them.
+func (s *session) hear() error {
 	for {
 		kind, payload, err := s.conn.receive(s.frameLimit)
 		if err != nil {
@@ -241,7 +273,10 @@ func (s *session) receive() error {
 			}
 			return connectionError{err}
 		}
-		if err := s.handle(kind, payload); err != nil {
+		if err = s.allowed(kind); err == nil {
+			err = s.handle(kind, payload)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -251,14 +286,35 @@ func (s *session) handle(kind byte, payload []byte) error {
 	switch kind {
 	case frameBye:
 		return parseBye(payload)
+	case frameTerms:
+		return nil // there is one kind only, yet
+	case frameVector:
+		known, err := parseVector(payload, s.hello.epoch)
+		if err == nil {
+			err = s.hears(known)
+		}
+		return err
+	case frameAdoptions:
+		a, err := parseAdoptions(payload)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.news == nil {
+			s.news = a
+		} else {
+			s.news.merge(a)
+		}
+		return err
 	case frameAck:
-		a, err := parseAck(payload)
+		a, err := parseAck(payload, s.own.epoch, s.hello.epoch)
 		if err != nil {
 			return err
 		}
-		replace(s.acks, a)
+		s.acknowledged(a)
+	case frameFlush:
+		s.note(func() { s.flushAsked = true })
+		signal(s.commits.wake)
 	case framePull:
-		p, err := parsePull(payload)
+		p, err := parsePull(payload, s.own.epoch)
 		if err != nil {
 			return err
 		}
@@ -278,7 +334,8 @@ func (s *session) handle(kind byte, payload []byte) error {
 		if err != nil {
 			return err
 		}
-		replace(s.asked, token)
+		s.note(func() { s.pinged, s.pingToken = true, token })
+		signal(s.beats)
 	case framePong:
 		p, err := parsePong(payload)
 		if err != nil {
@@ -292,6 +349,33 @@ func (s *session) handle(kind byte, payload []byte) error {
 	return nil
 }
 
+// hears takes in what the peer knows. Its clocks are judged like stamps. If it knows
+// more of this replica's current epoch than there is, this process goes on from
+// an image of itself.
+func (s *session) hears(known []Stamp) error {
+	if limit := clockLimit(time.Now()); greatest(known) > limit {
+		return fmt.Errorf("%w: the peer's vector has clock %d, at most %d is accepted at this time", ErrClock, greatest(known), limit)
+	}
+	for _, k := range known {
+		if s.store.isImage(k) {
+			return s.y.suspectImage()
+		}
+	}
+	s.server.tell(known)
+	return nil
+}
+
+// acknowledged takes in what the peer has made durable. A place that is not in this
+// log counts for nothing.
+func (s *session) acknowledged(a ack) {
+	head, history := s.store.position()
+	if !a.merged.isZero() && !history.contains(a.merged, head) {
+		a.merged = position{}
+	}
+	s.record.hasDurable(a.merged)
+	s.note(func() { s.durable.join(a.known) })
+}
+
 // offer hands on what was asked for once; a peer that sends it twice, or
 // unasked, is told off.
 func offer[T any](to chan T, v T, what string) error {
@@ -303,16 +387,6 @@ func offer[T any](to chan T, v T, what string) error {
 	}
 }
 
-// replace puts v into a channel of capacity 1, in the place of what it holds.
-// There is one sender.
-func replace[T any](to chan T, v T) {
-	select {
-	case <-to:
-	default:
-	}
-	to <- v
-}
-
 // note changes what is guarded by mu, and wakes those who wait for a change.
 func (s *session) note(change func()) {
 	s.mu.Lock()
@@ -322,106 +396,80 @@ func (s *session) note(change func()) {
 	s.changed = make(chan struct{})
 }
 
-// heartbeat asks for the peer's head when the schedule or somebody wants it. The
-// answer shows that the connection is alive. It is not waited for: over a slow link
-// it may take a while, and the peer wants to hear something meanwhile.
-func (s *session) heartbeat() error {
-	for s.pace.wait(s.ctx.Done(), s.ask, func(time.Time) {}) {
-		s.pace.idle()
-		if err := s.send(framePing, binary.AppendUvarint(nil, s.lastToken())); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// control answers the peer's pings, takes its acknowledgements, and acknowledges
-// what was merged.
-func (s *session) control() error {
-	acked, err := s.acknowledge(position{}, true)
-	if err != nil {
-		return err
-	}
-	ackTimer := newIdleTimer()
-	defer ackTimer.Stop()
-	armed := false // not to be put off by what settles meanwhile
+// beat asks for the peer's head when the schedule or somebody wants it, and answers
+// when the peer does. The answer shows that the connection is alive. It is not waited
+// for: over a slow link it may take a while, and the peer wants to hear something
+// meanwhile.
+func (s *session) beat() error {
+	began := time.Now()
+	until := began.Add(s.pace.next())
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
 	for {
-		var err error
+		ping := false
 		select {
 		case <-s.ctx.Done():
 			return nil
-		case token := <-s.asked:
-			head := s.store.head()
-			err = s.send(framePong, (&pong{token, head}).append(nil))
-			replace(s.flush, head)
-		case a := <-s.acks:
-			err = s.store.acknowledge(s.hello.id, s.record, a.merged, a.head)
-		case <-s.settled:
-			if !armed {
-				ackTimer.Reset(ackDelay)
-				armed = true
+		case <-timer.C:
+			ping = true
+		case <-s.pace.rearm:
+			if sooner := began.Add(s.pace.next()); sooner.Before(until) {
+				until = sooner
+				timer.Reset(time.Until(until))
 			}
-		case <-ackTimer.C:
-			armed = false
-			acked, err = s.acknowledge(acked, false)
+		case <-s.beats:
 		}
-		if err != nil {
+		s.mu.Lock()
+		ping = ping || s.pingNow
+		pong, token, mine := s.pinged, s.pingToken, s.token
+		s.pingNow, s.pinged = false, false
+		s.mu.Unlock()
+		if pong {
+			if err := s.answerPing(token); err != nil {
+				return err
+			}
+		}
+		if !ping {
+			continue
+		}
+		s.pace.idle()
+		if err := s.send(framePing, binary.AppendUvarint(nil, mine)); err != nil {
 			return err
 		}
+		began = time.Now()
+		until = began.Add(s.pace.next())
+		timer.Reset(time.Until(until))
 	}
 }
 
-func newIdleTimer() *time.Timer {
-	t := time.NewTimer(time.Hour)
-	t.Stop()
-	return t
-}
-
-// acknowledge tells the peer up to where its log is durable here, if that is
-// not what it was told last; restate tells it in any case.
-func (s *session) acknowledge(last position, restate bool) (position, error) {
-	settled, durable := s.record.toAcknowledge()
-	if !restate && settled == last {
-		return last, nil
-	}
-	if settled != durable {
-		if err := s.saveCursor(true); err != nil {
-			return last, err
-		}
-		s.record.madeDurable(settled)
-	}
-	a := ack{settled, s.store.head()}
-	return settled, s.send(frameAck, a.append(nil))
-}
-
-// saveCursor writes the peer's record, in case that the checkpoint moved over
-// echoes only, which is not worth a write of its own. With sync it also makes
-// all that was merged before as durable as a Sync write can.
-func (s *session) saveCursor(sync bool) error {
-	if !sync && !s.record.isUnsaved() {
-		return nil
-	}
-	return s.store.savePeer(s.hello.id, s.record, sync)
-}
-
-// lastToken returns the token to send: what was asked for, or a heartbeat.
-func (s *session) lastToken() uint64 {
+// answerPing tells the own head. What came up to there is no longer held back.
+func (s *session) answerPing(token uint64) error {
+	head := s.store.head()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.token
+	s.stated = head
+	s.mu.Unlock()
+	signal(s.commits.wake)
+	return s.send(framePong, (&pong{token, head}).append(nil))
 }
 
 // syncNow returns once all that is in the peer's log now is merged here.
 func (s *session) syncNow(ctx context.Context) error {
 	var target uint64
-	known := false
-	return s.wait(ctx, func(token uint64) bool {
+	known, incomplete := false, false
+	err := s.wait(ctx, func(token uint64) bool {
 		if !known && s.answered >= token {
 			known, target = true, s.peerHead
 		}
-		return known && s.caughtUp && s.merged >= target
+		incomplete = s.incomplete
+		return known && (s.caughtUp && s.merged >= target || incomplete)
 	})
+	if err == nil && incomplete {
+		return errIncomplete
+	}
+	return err
 }
+
+var errIncomplete = errors.New("replicator: the peer can't read all of its own database: see its log; what it can read is merged")
 
 // wait sends a ping, and returns when done is true of its token and the
 // session's state, or with what ended the waiting.
@@ -429,8 +477,9 @@ func (s *session) wait(ctx context.Context, done func(token uint64) bool) error 
 	s.mu.Lock()
 	s.token++
 	token := s.token
+	s.pingNow = true
 	s.mu.Unlock()
-	signal(s.ask)
+	signal(s.beats)
 	for {
 		s.mu.Lock()
 		over, changed := done(token), s.changed
@@ -485,11 +534,14 @@ type sessionGlance struct {
 	state    State
 	heard    bool // the peer has told of its head
 	peerHead uint64
+	durable  vector
 	lastGood time.Time // when the peer last answered; zero: never
 }
 
 func (s *session) glance() sessionGlance {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return sessionGlance{s.state, s.answers || s.caughtUp, s.peerHead, s.lastGood}
+	durable := vector{}
+	durable.join(s.durable.stamps())
+	return sessionGlance{s.state, s.answers || s.caughtUp, s.peerHead, durable, s.lastGood}
 }

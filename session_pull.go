@@ -1,71 +1,184 @@
 package replicator
 
 import (
+	"context"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 )
 
 // This file owns the pulling side of a session: asking for pages, and merging them.
 
-// pull reads the peer's log, page by page. When all is merged, the peer holds the
+const (
+	// repeatAfter is how long after a scan that the peer could not read completely it
+	// is repeated; each time it is doubled, up to repeatMost.
+	repeatAfter = time.Minute
+	repeatMost  = time.Hour
+)
+
+// puller asks a peer for pages, and merges them.
+type puller struct {
+	s *session
+	c cursor // what the next pull states, or will once the page under way is merged
+
+	vector     []Stamp // of the scan's first page; nil: it went with the session that got it
+	held       bool    // the vector is at hand
+	blind      blindness
+	full       bool // a pull of everything was part of it
+	scanning   bool // a scan is under way
+	incomplete bool // something was left out: nothing that was merged since counts
+}
+
+// pull reads what the peer has, page by page. When all is merged, the peer holds the
 // pull until there is something new.
 func (s *session) pull() error {
-	c := s.record.place().start()
+	u := &puller{s: s, c: s.record.place()}
+	defer u.endScan()
 	empty := s.store.head() == 0 && !s.store.adopter.running()
+	if u.c.checkpoint.isZero() || u.c.scan != scanNone {
+		if err := u.takeTurn(); err != nil {
+			return err
+		}
+	}
 	// The first page shows that the peer's log is still the one that the cursor
-	// is of, so it is not waited for something new.
-	if err := s.request(c, empty, false); err != nil {
+	// is of, so the peer must not wait for something new.
+	if err := u.request(u.c, empty, false); err != nil {
 		return err
 	}
-	for full := false; ; {
+	for {
 		payload, err := s.await(s.pages)
 		if err != nil {
 			return err
 		}
-		full = full || c.scan == scanFull && c.checkpoint.isZero()
-		p, err := parsePage(payload, s.y.settings.maxValue)
+		p, err := parsePage(payload, s.y.settings.maxValue, s.hello.epoch)
 		if err != nil {
-			return err
-		}
-		if c, err = c.advance(&p); err != nil {
 			return err
 		}
 		if err := s.meet(); err != nil { // whoever answers a pull has read our hello
 			return err
 		}
-		if err := s.takePage(&p, c, empty); err != nil {
+		next, err := u.arrive(&p)
+		if err != nil {
 			return err
 		}
-		s.progressed(&c, full)
+		// In a scan, the next page is asked for first of all, so that it is on its way
+		// meanwhile. Otherwise the merge comes first, for it is what is waited for, and
+		// a pull must not state what is not merged.
+		if next.scan != scanNone {
+			if err := u.takeTurn(); err != nil {
+				return err
+			}
+			if err := u.request(next, empty, true); err != nil {
+				return err
+			}
+		}
+		if err := u.merge(&p, next); err != nil {
+			return err
+		}
+		u.c = next
+		u.progressed()
+		if next.scan == scanNone {
+			u.endScan()
+			if err := u.request(next, empty, true); err != nil {
+				return err
+			}
+		}
 	}
 }
 
-// takePage merges a page and asks for the next: in a long scan first of all, so
-// that it is on its way meanwhile; at its end last of all, for the merge is what
-// somebody may be waiting for.
-func (s *session) takePage(p *page, next cursor, empty bool) error {
-	if next.caughtUp() {
-		if err := s.mergePage(p, next); err != nil {
-			return err
-		}
-		return s.request(next, empty, true)
+// arrive takes in what a page says of the log, before its entries are merged, and
+// returns the cursor as it will be then.
+func (u *puller) arrive(p *page) (cursor, error) {
+	s, before := u.s, u.c
+	next, err := u.c.advance(p, u.held)
+	if err != nil {
+		return next, err
 	}
-	if err := s.request(next, empty, true); err != nil {
+	if p.reset || p.first && before.checkpoint.isZero() {
+		u.full = true
+	}
+	switch {
+	case p.ahead:
+		u.blind = blindness{}
+	case p.scan == scanNone:
+		u.blind, u.held, u.vector = blindness{}, false, nil
+	case p.first:
+		u.blind, u.held, u.vector = blindness{begin: true}, true, p.vector
+	case p.to != before.upper:
+		u.blind, u.held, u.vector = blindness{}, false, nil
+	}
+	if scanning := next.scan != scanNone; scanning != u.scanning {
+		u.scanning = scanning
+		if scanning {
+			s.store.scans.Add(1)
+		} else {
+			s.store.scans.Add(-1)
+		}
+	}
+	if p.incomplete && !u.incomplete {
+		u.incomplete = true
+		u.repeatLater()
+	}
+	return next, s.hears(p.vector)
+}
+
+// merge merges a page, with its progress in the batch of the last entries.
+func (u *puller) merge(p *page, next cursor) error {
+	s := u.s
+	s.recordsIn.Add(int64(len(p.entries)))
+	if err := s.learn(); err != nil {
 		return err
 	}
-	return s.mergePage(p, next)
+	for i := range p.entries {
+		if e := &p.entries[i]; s.store.isImage(e.Stamp) {
+			return s.y.suspectImage()
+		}
+	}
+	c, err := s.store.examine(p.entries, &u.blind)
+	if err != nil {
+		return err
+	}
+	if missing := c.missing(); len(missing) > 0 {
+		if err := u.fetch(p.entries, missing); err != nil {
+			return err
+		}
+		if c, err = s.store.examine(withoutIndices(p.entries, missing), &u.blind); err != nil {
+			return err
+		}
+		if len(c.missing()) > 0 {
+			return fmt.Errorf("%w: page: an entry came to win while others were fetched", ErrProtocol)
+		}
+	}
+	progress := &progress{id: s.hello.id, record: s.record, next: next, stay: u.incomplete || p.ahead, witness: p.vector}
+	if next.caughtUp() && !progress.stay {
+		progress.join = p.vector
+		if p.scan != scanNone {
+			progress.join = u.vector
+		}
+	}
+	return s.store.merge(c, &u.blind, progress)
+}
+
+// learn makes known, and durable, what the peer told of adoptions.
+func (s *session) learn() error {
+	s.mu.Lock()
+	news := s.news
+	s.news = nil
+	s.mu.Unlock()
+	if news == nil {
+		return nil
+	}
+	return s.store.learnAdoptions(news)
 }
 
 // request asks for the next page. A replica that had nothing when the session
-// began wants almost all values sent along.
-func (s *session) request(c cursor, empty, wait bool) error {
-	q := pull{cursor: c, wait: wait, inline: inlineSize}
-	if empty && c.scan == scanFull {
-		q.inline, q.adopts = firstInlineSize, true
+// began wants adopted values sent along.
+func (u *puller) request(c cursor, empty, wait bool) error {
+	if err := u.s.tellVector(false); err != nil {
+		return err
 	}
-	return s.send(framePull, q.append(nil))
+	q := pull{cursor: c, wait: wait, empty: empty}
+	return u.s.send(framePull, q.append(nil, u.s.hello.epoch))
 }
 
 func (s *session) await(from chan []byte) ([]byte, error) {
@@ -77,10 +190,9 @@ func (s *session) await(from chan []byte) ([]byte, error) {
 	}
 }
 
-// awaitValues waits for the answer to a fetch, which others may be waiting for,
-// too. A peer is stuck, even if it answers pings, when no pages or values move
-// over the link in either direction for a Timeout: they may be before the fetch, or
-// before its answer.
+// awaitValues waits for the answer to a fetch. A peer is stuck, even if it answers
+// pings, when no pages or values move over the link in either direction for a
+// Timeout: they may be before the fetch, or before its answer.
 func (s *session) awaitValues() ([]byte, error) {
 	timeout := s.y.settings.timeout
 	ticker := time.NewTicker(timeout)
@@ -101,85 +213,57 @@ func (s *session) awaitValues() ([]byte, error) {
 	}
 }
 
-// progressed makes known how far the pull has come, and whether it was one in
-// full.
-func (s *session) progressed(c *cursor, full bool) {
+// progressed makes known how far the pull has come.
+func (u *puller) progressed() {
+	s, c := u.s, &u.c
 	first := false
 	s.note(func() {
+		s.incomplete = u.incomplete
 		switch {
+		case u.incomplete:
+			s.state = StateIncomplete
 		case c.caughtUp():
 			first = !s.caughtUp
 			s.state, s.caughtUp = StateInSync, true
 			s.merged = c.checkpoint.seq
-		case c.scan == scanFull && c.checkpoint.isZero():
+		case c.scan == scanKeys && c.checkpoint.isZero():
 			s.state = StatePullingInFull
 		default:
 			s.state = StatePullingLog
 		}
 	})
 	if first {
-		s.y.reporterOf(s).caughtUp(s.hello, s.recordsIn.Load(), full)
-	}
-	signal(s.settled)
-}
-
-// mergePage merges a page, with its progress in the batch of the last entries.
-// Values that were not sent along are fetched, each over one session only.
-func (s *session) mergePage(p *page, next cursor) error {
-	s.recordsIn.Add(int64(len(p.entries)))
-	entries := p.entries
-	for {
-		c, err := s.store.examine(entries)
-		if err != nil {
-			return err
-		}
-		missing := c.missing()
-		if len(missing) == 0 {
-			return s.finishPage(c, next)
-		}
-		mine, theirs := s.y.claims.take(entries, missing)
-		if len(mine) == 0 {
-			select {
-			case <-theirs:
-			case <-s.ctx.Done():
-				return s.ctx.Err()
-			}
-			continue
-		}
-		err = s.fetch(entries, mine)
-		s.y.claims.release(entries, mine)
-		if err != nil {
-			return err
-		}
-		entries = without(entries, mine)
+		s.y.reporterOf(s).caughtUp(s.hello, s.recordsIn.Load(), u.full)
 	}
 }
 
-func without(entries []entry, indices []int) []entry {
-	rest := make([]entry, 0, len(entries)-len(indices))
-	for i := range entries {
-		if _, found := slices.BinarySearch(indices, i); !found {
-			rest = append(rest, entries[i])
-		}
+// takeTurn waits until this session may scan the peer.
+func (u *puller) takeTurn() error { return u.s.y.turns.take(u.s) }
+
+// endScan lets others have their turn.
+func (u *puller) endScan() {
+	u.s.y.turns.giveBack(u.s)
+	if u.scanning {
+		u.scanning = false
+		u.s.store.scans.Add(-1)
 	}
-	return rest
 }
 
-// finishPage commits the last entries of a page together with its progress. A
-// checkpoint that moved over no entries needs no write of its own: it may as
-// well be behind.
-func (s *session) finishPage(c *candidates, next cursor) error {
-	if !slices.Contains(c.wins, true) && next.caughtUp() {
-		s.record.passed(next)
-		return nil
-	}
-	_, err := s.store.merge(c, s.echo.add, func(x *section) { s.record.merged(x, s.hello.id, next) })
-	return err
+// repeatLater ends the session after a while, so that what the peer could not read is
+// asked for again.
+func (u *puller) repeatLater() {
+	s := u.s
+	after := s.record.repeatAfter(repeatAfter, repeatMost)
+	s.y.settings.logger.Warn("replicator: the peer can't read all of its own database; what it can read is merged",
+		"peer", s.addr, "id", s.hello.id, "again", after)
+	timer := time.AfterFunc(after, func() { s.cancel(errIncomplete) })
+	context.AfterFunc(s.ctx, func() { timer.Stop() })
 }
 
-// fetch gets and merges the values of some entries, a frame at a time. What is
-// gone on the peer's side has a later record there, or none anywhere.
-func (s *session) fetch(entries []entry, indices []int) error {
+// fetch gets and merges the values of some entries, a frame at a time. What the peer
+// has forgotten since needs no merging.
+func (u *puller) fetch(entries []entry, indices []int) error {
+	s := u.s
 	for len(indices) > 0 {
 		var keys [][]byte
 		var size uint64
@@ -196,65 +280,39 @@ func (s *session) fetch(entries []entry, indices []int) error {
 		if err != nil {
 			return err
 		}
-		answered, values, err := parseValues(payload, s.y.settings.maxValue)
+		v, err := parseValues(payload, s.y.settings.maxValue, s.hello.epoch)
 		if err != nil {
 			return err
 		}
-		if answered == 0 || answered > uint64(len(keys)) {
-			return fmt.Errorf("%w: values: %d of %d keys answered", ErrProtocol, answered, len(keys))
+		if v.answered == 0 || v.answered > uint64(len(keys)) {
+			return fmt.Errorf("%w: values: %d of %d keys answered", ErrProtocol, v.answered, len(keys))
 		}
-		c, err := s.store.examine(values)
+		if v.incomplete && !u.incomplete {
+			u.incomplete = true
+			u.repeatLater()
+		}
+		var blind blindness
+		c, err := s.store.examine(v.entries, &blind)
 		if err != nil {
 			return err
 		}
 		if c.missing() != nil {
 			return fmt.Errorf("%w: values: an entry comes without its value", ErrProtocol)
 		}
-		if _, err := s.store.merge(c, s.echo.add, nil); err != nil {
+		if err := s.store.merge(c, &u.blind, nil); err != nil {
 			return err
 		}
-		indices = indices[answered:]
+		indices = indices[v.answered:]
 	}
 	return nil
 }
 
-// claims are the values that are being fetched, so that of several sessions
-// that offer one only one fetches it.
-type claims struct {
-	mu   sync.Mutex
-	held map[string]chan struct{} // key and stamp → closed when it is given up
-}
-
-func claimName(e *entry) string {
-	return string(appendLogRecord(nil, e.Version, e.key))
-}
-
-// take claims what nobody has claimed. If all is claimed, it returns a channel
-// that is closed when the first of those claims is released.
-func (c *claims) take(entries []entry, indices []int) (mine []int, theirs <-chan struct{}) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.held == nil {
-		c.held = map[string]chan struct{}{}
-	}
-	for _, i := range indices {
-		name := claimName(&entries[i])
-		if held, taken := c.held[name]; taken {
-			theirs = held
-			continue
+func withoutIndices(entries []entry, indices []int) []entry {
+	rest := make([]entry, 0, len(entries)-len(indices))
+	for i := range entries {
+		if _, found := slices.BinarySearch(indices, i); !found {
+			rest = append(rest, entries[i])
 		}
-		c.held[name] = make(chan struct{})
-		mine = append(mine, i)
 	}
-	return mine, theirs
-}
-
-func (c *claims) release(entries []entry, indices []int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, i := range indices {
-		name := claimName(&entries[i])
-		close(c.held[name])
-		delete(c.held, name)
-	}
+	return rest
 }

@@ -1,22 +1,62 @@
 package replicator
 
-// This file owns the serving side of a session: when a pull is answered.
+import "time"
 
-// serve answers the peer's pulls and fetches.
+// This file owns the serving side of a session: when a pull is answered, and what the
+// peer is told unasked.
+
+const (
+	// echoDelay is how long a peer waits to be told that it knows all that is new.
+	echoDelay = 200 * time.Millisecond
+	// tellDelay is for how long news of the vector are gathered. It is less than
+	// relayDelay: a peer is to know what need not be relayed.
+	tellDelay = 3 * time.Millisecond
+)
+
+// serve answers the peer's pulls and fetches, and tells what is news.
 func (s *session) serve() error {
-	reader := &pageReader{d: s.store, covers: s.echo.cover}
-	var entries entryWriter
-	delay := newIdleTimer()
-	defer delay.Stop()
+	out := &entryWriter{epoch: s.own.epoch}
+	news := newsTeller{s: s}
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
 	var waiting *pull
-	var flush uint64
+	var quiet time.Time // until when it is not said that the peer knows everything; zero: say it
 	for {
-		late := false
+		now := time.Now()
+		again, err := news.tell(now)
+		if err != nil {
+			return err
+		}
+		if waiting != nil {
+			a, err := s.server.answer(waiting, s.statedHead(), !quiet.IsZero() && !now.Before(quiet), out)
+			if err != nil {
+				return err
+			}
+			if a.ready {
+				if err := s.sendPage(&a, out); err != nil {
+					return err
+				}
+				waiting, quiet = nil, time.Time{}
+				continue
+			}
+			if a.quiet && quiet.IsZero() {
+				quiet = now.Add(echoDelay)
+			}
+			if a.quiet {
+				again = sooner(again, quiet.Sub(now))
+			}
+			again = sooner(again, a.wait)
+		}
+		again = sooner(again, s.server.expire(now))
+		if again == 0 {
+			again = time.Hour
+		}
+		timer.Reset(max(again, time.Microsecond))
 		select {
 		case <-s.ctx.Done():
 			return nil
 		case p := <-s.pulls:
-			if err := s.meet(); err != nil { // whoever asks for something has read our hello
+			if err := s.pulled(&p); err != nil {
 				return err
 			}
 			waiting = &p
@@ -24,64 +64,149 @@ func (s *session) serve() error {
 			if err := s.meet(); err != nil { // whoever asks for something has read our hello
 				return err
 			}
-			entries.reset()
-			answered, n, err := reader.values(keys, &entries)
+			answered, n, incomplete, err := s.server.values(keys, out)
 			if err == nil {
-				err = s.send(frameValues, entries.values(answered, n)...)
+				err = s.send(frameValues, out.values(answered, n, incomplete)...)
 			}
 			if err != nil {
 				return err
 			}
-			continue
-		case flush = <-s.flush:
 		case <-s.commits.wake:
-		case <-delay.C:
-			late = true
+		case <-timer.C:
 		}
-		if waiting == nil {
-			continue
-		}
-		switch s.due(waiting, flush, late) {
-		case dueLater:
-			delay.Reset(echoDelay)
-			fallthrough
-		case dueNever:
-			continue
-		}
-		delay.Stop()
-		entries.reset()
-		p, n, err := reader.read(waiting, &entries)
-		if err == nil {
-			err = s.send(framePage, entries.page(&p, n)...)
-		}
-		if err != nil {
-			return err
-		}
-		s.recordsOut.Add(int64(n))
-		waiting = nil
 	}
 }
 
-type due int
+// sooner returns the shorter of two times to wait, of which 0 means for ever.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
+}
 
-const (
-	dueNow   due = iota
-	dueLater     // all that is new came from the peer
-	dueNever     // nothing is new
-)
+// pulled takes in what a pull tells: who asks has read our hello, and has merged what
+// came up to its checkpoint.
+func (s *session) pulled(p *pull) error {
+	if err := s.meet(); err != nil {
+		return err
+	}
+	head, history := s.store.position()
+	for _, at := range []position{p.checkpoint, p.upper, p.seen} {
+		if at.epoch == history[len(history)-1].origin && at.seq > head {
+			return s.y.suspectImage()
+		}
+	}
+	if p.joined && history.contains(p.checkpoint, head) {
+		s.record.hasMerged(p.checkpoint)
+	} else {
+		s.record.hasMerged(position{})
+	}
+	return nil
+}
 
-// due tells when a pull is to be answered.
-func (s *session) due(p *pull, flush uint64, late bool) due {
-	head := s.store.head()
-	at := p.checkpoint.seq
-	if !p.wait || p.scan != scanNone || p.seen.seq > at || !s.store.history.knows(&p.cursor, max(head, p.seen.seq)) {
-		return dueNow
+// statedHead returns the own head that the peer was told last.
+func (s *session) statedHead() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stated
+}
+
+func (s *session) sendPage(a *answer, out *entryWriter) error {
+	if err := s.send(framePage, out.page(&a.page, a.entries)...); err != nil {
+		return err
+	}
+	s.server.sent()
+	s.recordsOut.Add(int64(a.entries))
+	return nil
+}
+
+// newsTeller tells the peer what it did not ask for.
+type newsTeller struct {
+	s         *session
+	adoptions uint64    // number of the adoptions that were told
+	durable   uint64    // number of the durable point that was told
+	known     vector    // what was told with it
+	vectorAt  time.Time // when the vector is to be told; zero: there is no news
+}
+
+// tell tells the news, and returns when to look again; 0: after a commit.
+func (n *newsTeller) tell(now time.Time) (again time.Duration, err error) {
+	s := n.s
+	if a, number := s.store.known.adoptions(); number != n.adoptions {
+		if err := s.send(frameAdoptions, appendAdoptions(nil, a)); err != nil {
+			return 0, err
+		}
+		n.adoptions = number
+	}
+	if err := n.tellDurable(); err != nil {
+		return 0, err
 	}
 	switch {
-	case head <= at:
-		return dueNever
-	case late || at < flush || !s.echo.cover(at+1, head):
-		return dueNow
+	case !s.hasVectorNews():
+		n.vectorAt = time.Time{}
+	case n.vectorAt.IsZero():
+		n.vectorAt = now.Add(tellDelay)
+		return tellDelay, nil
+	case now.Before(n.vectorAt):
+		return n.vectorAt.Sub(now), nil
+	default:
+		n.vectorAt = time.Time{}
+		return 0, s.tellVector(false)
 	}
-	return dueLater
+	return 0, nil
+}
+
+// tellDurable acknowledges what is durable, if that has changed or was asked for.
+func (n *newsTeller) tellDurable() error {
+	s := n.s
+	s.mu.Lock()
+	asked := s.flushAsked
+	s.flushAsked = false
+	s.mu.Unlock()
+	if asked {
+		if err := s.meet(); err != nil {
+			return err
+		}
+		if err := s.store.makeDurable(); err != nil {
+			return err
+		}
+	}
+	merged, known, number := s.store.durable.last(s.hello.id)
+	if number == n.durable && !asked {
+		return nil
+	}
+	a := ack{merged: merged}
+	for _, k := range known.stamps() {
+		if clock, told := n.known[k.Origin]; !told || clock != k.Clock {
+			a.known = append(a.known, k)
+		}
+	}
+	n.durable, n.known = number, known
+	return s.send(frameAck, a.append(nil, s.hello.epoch, s.own.epoch))
+}
+
+// hasVectorNews reports whether the vector rose by what the peer did not make itself.
+func (s *session) hasVectorNews() bool {
+	s.telling.take()
+	defer s.telling.giveBack()
+	return s.store.known.roseSince(s.told, s.hello.epoch)
+}
+
+// tellVector tells the peer what this replica knows, as far as it has risen since it
+// was told last.
+func (s *session) tellVector(all bool) error {
+	s.telling.take()
+	defer s.telling.giveBack()
+	if !all && !s.store.known.roseSince(s.told, s.hello.epoch) {
+		return nil
+	}
+	news, head := s.store.known.since(s.told)
+	s.told = head
+	for _, payload := range vectorFrames(news, s.own.epoch) {
+		if err := s.send(frameVector, payload); err != nil {
+			return err
+		}
+	}
+	return nil
 }

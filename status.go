@@ -2,6 +2,9 @@ package replicator
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"slices"
 	"time"
 )
@@ -16,10 +19,18 @@ type Status struct {
 	Head       uint64         `json:"head"`       // sequence of the last log record
 	Floor      uint64         `json:"floor"`      // sequence below which log records are gone
 	LogRecords uint64         `json:"logRecords"` // records in the log
+	Vector     VectorStatus   `json:"vector"`     // what this replica knows
 	Listening  string         `json:"listening,omitempty"`
 	Failed     string         `json:"failed,omitempty"` // why writes are refused
 	Adoption   AdoptionStatus `json:"adoption"`
 	Peers      []PeerStatus   `json:"peers"` // configured ones by address, then those that dialled in
+}
+
+// VectorStatus is the version vector in short. Two replicas whose sums are equal know
+// the same, and hold the same unless something is under way.
+type VectorStatus struct {
+	Origins int    `json:"origins"` // openings whose changes are known
+	Sum     string `json:"sum"`     // 16 hexadecimal digits
 }
 
 // AdoptionStatus tells how far the keys that the database held before it was
@@ -43,9 +54,12 @@ type PeerStatus struct {
 	DialedBy   Side       `json:"dialedBy,omitempty"` // in a session
 
 	// Behind is at most how many records of the peer's log, as last heard, are not
-	// merged here; Unconfirmed, how many of our log the peer has not acknowledged;
-	// Acknowledged, up to which sequence the peer has made our log durable.
+	// merged here. Unmerged is at most how many records of the log here the peer has not
+	// merged, nor anything greater of their keys; Unconfirmed, how many of them are not
+	// durable at the peer; Acknowledged, up to which sequence the peer has made the log
+	// durable. A peer makes everything durable every five minutes, and when it closes.
 	Behind       *uint64 `json:"behind"`
+	Unmerged     *uint64 `json:"unmerged"`
 	Unconfirmed  *uint64 `json:"unconfirmed"`
 	Acknowledged *uint64 `json:"acknowledged"`
 
@@ -68,8 +82,9 @@ func (r *Replicator) Status() Status {
 		Epoch:      d.origin(),
 		Clock:      d.commits.visible.clock.Load(),
 		Head:       d.head(),
-		Floor:      d.floor,
+		Floor:      d.commits.visible.floor.Load(),
 		LogRecords: uint64(d.commits.visible.records.Load()),
+		Vector:     vectorStatus(d.known.all()),
 		Adoption:   AdoptionStatus{progress.done, progress.adopted, progress.skipped},
 		Peers:      []PeerStatus{},
 	}
@@ -87,7 +102,7 @@ func (r *Replicator) Status() Status {
 		state, session := p.glance(), p.sessionIn(sessions, anyAnswer)
 		ps := newPeerStatus(state)
 		if ps.State != StateSelf {
-			ps.describe(s.Head, d.peer(ps.ID), session)
+			ps.describe(d, d.peer(ps.ID), session)
 		}
 		shown[ps.ID] = shown[ps.ID] || session != nil
 		if addr, again := first[ps.ID]; again && !ps.ID.IsZero() {
@@ -101,12 +116,20 @@ func (r *Replicator) Status() Status {
 	for id, session := range sessions {
 		if !shown[id] {
 			ps := PeerStatus{Addr: session.addr, ID: id, SameAs: first[id]}
-			ps.describe(s.Head, d.peer(id), session)
+			ps.describe(d, d.peer(id), session)
 			s.Peers = append(s.Peers, ps)
 		}
 	}
 	slices.SortFunc(s.Peers[configured:], func(a, b PeerStatus) int { return cmp.Compare(a.Addr, b.Addr) })
 	return s
+}
+
+func vectorStatus(v vector) VectorStatus {
+	h := sha256.New()
+	for _, s := range v.stamps() {
+		h.Write(binary.BigEndian.AppendUint64(encodeUint64(uint64(s.Origin)), s.Clock))
+	}
+	return VectorStatus{len(v), hex.EncodeToString(h.Sum(nil)[:8])}
 }
 
 // newPeerStatus shows what a configured address knows by itself.
@@ -125,13 +148,14 @@ func newPeerStatus(g peerGlance) PeerStatus {
 }
 
 // describe adds what the peer's record and the session with it tell.
-func (ps *PeerStatus) describe(head uint64, record *peerRecord, s *session) {
+func (ps *PeerStatus) describe(d *store, record *peerRecord, s *session) {
 	var known peerSummary
 	if record != nil {
 		known = record.summary()
 	}
 	ps.Name = known.name
-	heard, peerHead, t := !known.seen.isZero(), known.seen.seq, known.traffic
+	heard, peerHead, t := !known.cursor.checkpoint.isZero(), max(known.cursor.checkpoint.seq, known.cursor.upper.seq), known.traffic
+	var merged, durable vector
 	if s != nil {
 		g := s.glance()
 		ps.State, ps.Name, ps.DialedBy, ps.NextAttempt = g.state, s.hello.name, DialedByThem, time.Time{}
@@ -144,14 +168,18 @@ func (ps *PeerStatus) describe(head uint64, record *peerRecord, s *session) {
 			ps.LastSuccess = g.lastGood
 		}
 		t.add(s.traffic())
+		merged, durable = s.server.known(), g.durable
 	}
 	ps.BytesIn, ps.BytesOut, ps.RecordsIn, ps.RecordsOut = t.bytesIn, t.bytesOut, t.recordsIn, t.recordsOut
 	if heard {
-		ps.Behind = pointer(peerHead - min(known.merged.seq, peerHead))
+		ps.Behind = pointer(peerHead - min(known.cursor.checkpoint.seq, peerHead))
 	}
-	if !known.acknowledged.isZero() {
-		ps.Acknowledged = pointer(known.acknowledged.seq)
-		ps.Unconfirmed = pointer(head - min(known.acknowledged.seq, head))
+	if !known.merged.isZero() {
+		ps.Unmerged = pointer(d.known.unknownTo(merged, known.merged.seq))
+	}
+	if !known.durable.isZero() {
+		ps.Acknowledged = pointer(known.durable.seq)
+		ps.Unconfirmed = pointer(d.known.unknownTo(durable, known.durable.seq))
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/syndtr/goleveldb/leveldb"
 )
@@ -13,18 +14,19 @@ import (
 // This file owns the store: the local database with its change log, as the floors
 // above see it.
 
-// store is one database with its change log, index, and what is remembered of
-// peers. It knows nothing of connections. Its methods are safe for concurrent use.
+// store is one database with its change log, index, vector, and what is remembered
+// of peers. It knows nothing of connections. Its methods are safe for concurrent use.
 type store struct {
 	engine
 	commits  committer
+	known    knowledge
 	settings storeSettings
-	fresh    bool    // never opened before
-	history  history // epochs of the log
-	floor    uint64  // records below it are not served
 	adopter  *adopter
+	durable  durability
+	scans    atomic.Int64 // of peers' databases that are under way
+	imaged   time.Time    // when an epoch began because of an image; belongs to the commit section
 
-	ctx    context.Context // done when the background work is to end
+	ctx    context.Context // done when the background work must end
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
@@ -40,15 +42,17 @@ type store struct {
 	meetings atomic.Uint64                   // epochs of peers noted since the opening
 }
 
-// storeSettings is what the store needs to know of its owner's wishes.
+// storeSettings is what the store must know of its owner's wishes.
 type storeSettings struct {
 	logger       *slog.Logger
 	maxValue     int // bytes
 	skipAdoption bool
 	recovered    bool
 	bootID       string
-	pageEntries  int         // how many entries a page has at most
-	rescan       func() bool // for tests; decides whether a long log scan becomes one in key order
+	backlog      int // bytes
+	durableEvery time.Duration
+	pageEntries  int         // the greatest number of entries in a page
+	rescan       func() bool // for tests; decides whether a long scan of the log becomes one in key order
 }
 
 // openStore opens the store of a database and starts its background work.
@@ -59,25 +63,28 @@ func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
 		return nil, err
 	}
 	d := &store{
-		engine: e, settings: settings, fresh: op.fresh, history: op.history, floor: op.floor,
-		name: op.id, peers: op.peers,
+		engine: e, settings: settings, name: op.id, peers: op.peers,
 		commits: committer{engine: e, over: make(chan struct{})},
 	}
-	d.commits.changed = d.notify
+	origin := op.history[len(op.history)-1].origin
 	d.commits.section = section{
-		c: &d.commits, origin: op.history[len(op.history)-1].origin, batch: new(leveldb.Batch),
-		clock: op.clock, head: op.head, floor: op.floor, records: op.records,
+		c: &d.commits, d: d, origin: origin, batch: new(leveldb.Batch),
+		clock: op.clock, above: op.clock.next, head: op.head, floor: op.floor, records: op.records,
 	}
+	d.known.load(op.head, origin, op.history, op.vector, op.adoptions, settings.backlog)
+	d.commits.published = d.publish
 	d.commits.publish()
+	d.durable.load(op.durable)
 	d.adopter = newAdopter(d, op.adopt)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	d.wg.Go(func() { d.adopter.run(d.ctx) })
 	d.wg.Go(func() { d.sweep(d.ctx) })
+	d.wg.Go(func() { d.keepDurable(d.ctx) })
 	return d, nil
 }
 
 // close ends the background work, makes everything durable and marks the database
-// as cleanly closed. Nobody may use the store any more, but to read its state.
+// as cleanly closed. After it, only the store's state may be read.
 func (d *store) close() error {
 	d.cancel()
 	d.wg.Wait()
@@ -94,28 +101,35 @@ func (d *store) id() DatabaseID {
 	return d.name
 }
 
-// origin returns the current epoch's.
-func (d *store) origin() Origin { return d.history[len(d.history)-1].origin }
-
 func (d *store) head() uint64 { return d.commits.visible.head.Load() }
 
-// failure returns the error that stopped the writes, or nil; failed is closed when
-// there is one.
+// failure returns the error that stopped the writes, or nil. The channel that failed
+// returns is closed when there is one.
 func (d *store) failure() error          { return d.commits.failure() }
 func (d *store) failed() <-chan struct{} { return d.commits.over }
 
-// enter runs work inside the commit section, see committer.enter.
+// enter runs work inside the commit section; see committer.enter.
 func (d *store) enter(sync bool, work func(*section) error) error {
 	return d.commits.enter(sync, work)
 }
 
+// publish shows readers what a commit did. It is called in the commit section.
+func (d *store) publish(local bool) {
+	x := &d.commits.section
+	if x.head == x.start.head && len(x.learned) == 0 && x.epoch == nil {
+		return
+	}
+	d.known.publish(x)
+	d.notify(local)
+}
+
 // subscription tells its holder of commits.
 type subscription struct {
-	wake  chan struct{} // holds something if there were commits since it was read last
+	wake  chan struct{} // holds something if there were commits since it was last read
 	local atomic.Bool   // one of them was of callers here; the holder clears it
 }
 
-// subscribe returns a subscription, to be ended with unsubscribe.
+// subscribe returns a subscription, which unsubscribe ends.
 func (d *store) subscribe() *subscription {
 	sub := &subscription{wake: make(chan struct{}, 1)}
 	d.resubscribe(func(list []*subscription) []*subscription { return append(list, sub) })
@@ -137,7 +151,7 @@ func (d *store) resubscribe(change func([]*subscription) []*subscription) {
 	d.wakes.Store(&list)
 }
 
-// notify tells the subscribers of a commit. It is called in the commit section.
+// notify tells the subscribers of a commit.
 func (d *store) notify(local bool) {
 	if list := d.wakes.Load(); list != nil {
 		for _, sub := range *list {

@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"fmt"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 // adoption is the persisted progress of taking in the keys that a database held
 // before it was wrapped.
 type adoption struct {
+	id               adoptionID // 0 if none was needed yet
 	done             bool
 	key              []byte // taken in up to and with this key; nil: none yet
 	adopted, skipped uint64
@@ -28,6 +30,7 @@ func (a *adoption) append(dst []byte) []byte {
 		flags |= 2
 	}
 	dst = append(dst, flags)
+	dst = binary.BigEndian.AppendUint64(dst, uint64(a.id))
 	dst = binary.AppendUvarint(dst, a.adopted)
 	dst = binary.AppendUvarint(dst, a.skipped)
 	return append(dst, a.key...)
@@ -40,6 +43,7 @@ func parseAdoption(row []byte) (a adoption, err error) {
 	r := decoder{rest: row}
 	flags := r.byte()
 	a.done = flags&1 != 0
+	a.id = adoptionID(r.uint64())
 	a.adopted = r.uvarint()
 	a.skipped = r.uvarint()
 	if flags&2 != 0 {
@@ -104,27 +108,44 @@ func (a *adopter) run(ctx context.Context) {
 func (a *adopter) step() (done bool, err error) {
 	head := a.d.head()
 	next := *a.progress.Load()
-	keys, versions, err := a.unindexed(&next)
+	found, err := a.unindexed(&next)
 	if err != nil {
 		return false, err
 	}
-	err = a.d.enter(false, func(x *section) error {
+	var point durablePoint
+	err = a.d.enter(next.done, func(x *section) error {
 		written := map[string]bool{}
 		if err := a.d.writtenSince(x, head, func(key []byte) { written[string(key)] = true }); err != nil {
 			return err
 		}
-		for i, key := range keys {
-			if !written[string(key)] {
+		for _, ch := range found {
+			if !written[string(ch.key)] {
 				x.clock.witness(0)
-				x.add(change{key: key, Version: versions[i], dataless: true})
+				x.add(ch)
 				next.adopted++
 			}
 		}
 		x.put(metaKey(metaAdoption), next.append(nil))
+		if !next.done {
+			return nil
+		}
+		// The mark tells peers that whoever knows it has every adopted value. A power
+		// cut must not leave the mark and take values, or the progress.
+		if err := x.mark(next.id); err != nil {
+			return err
+		}
+		if err := a.d.commits.flush(); err != nil {
+			return err
+		}
+		point = a.d.capture(x, next)
+		x.put(metaKey(metaDurable), point.append(nil))
 		return nil
 	})
 	if err != nil {
 		return false, err
+	}
+	if next.done {
+		a.d.durable.set(point)
 	}
 	a.progress.Store(&next)
 	a.active.Store(!next.done)
@@ -133,7 +154,7 @@ func (a *adopter) step() (done bool, err error) {
 
 // unindexed collects the next keys without an index record, with the versions
 // that their values give them, and moves the progress past them.
-func (a *adopter) unindexed(progress *adoption) (keys [][]byte, versions []Version, err error) {
+func (a *adopter) unindexed(progress *adoption) (found []change, err error) {
 	var from, fromIndex util.Range
 	if progress.key != nil {
 		from.Start = append(append([]byte{}, progress.key...), 0)
@@ -159,12 +180,22 @@ func (a *adopter) unindexed(progress *adoption) (keys [][]byte, versions []Versi
 		case len(key) > MaxKeySize || len(value) > a.d.settings.maxValue:
 			progress.skipped++
 		default:
-			keys = append(keys, progress.key)
-			versions = append(versions, adoptedVersion(value))
+			found = append(found, adoptedChange(progress.key, value))
 		}
 	}
 	if err := it.Error(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return keys, versions, index.Error()
+	return found, index.Error()
+}
+
+// adoptedChange is what takes a value in that is there already.
+func adoptedChange(key, value []byte) change {
+	return change{key: key, Version: adoptedVersion(value), dataless: true, size: len(value)}
+}
+
+func newAdoptionID() adoptionID {
+	var b [8]byte
+	rand.Read(b[:])
+	return adoptionID(binary.BigEndian.Uint64(b[:]) | 1) // not 0
 }

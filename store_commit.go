@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/syndtr/goleveldb/leveldb"
 )
@@ -29,8 +30,8 @@ const (
 // hands the lead to the next in the queue. So records become visible in the
 // order of their sequences, and concurrent callers share one fsync.
 type committer struct {
-	engine  engine
-	changed func(local bool) // called after each commit that added records, by the leader
+	engine    engine
+	published func(local bool) // called after each commit, by the leader
 
 	pool sync.Pool // of proposals
 
@@ -44,8 +45,8 @@ type committer struct {
 
 	// Published after each commit, for readers.
 	visible struct {
-		head, floor, clock atomic.Uint64
-		records            atomic.Int64
+		head, floor, clock, above atomic.Uint64
+		records                   atomic.Int64
 	}
 	failed atomic.Pointer[error]
 	over   chan struct{} // closed when a write has failed
@@ -178,17 +179,16 @@ func (c *committer) commit() error {
 func (c *committer) finish(sync, local bool) error {
 	x := &c.section
 	x.addRows()
+	x.addRises()
 	if x.batch.Len() > 0 {
 		if err := c.write(x.batch, sync); err != nil {
 			return err
 		}
 	}
-	grew := c.visible.head.Load() != x.head
+	x.commits++
 	c.publish()
+	c.published(local)
 	x.end()
-	if grew && c.changed != nil {
-		c.changed(local)
-	}
 	return nil
 }
 
@@ -197,6 +197,7 @@ func (c *committer) publish() {
 	c.visible.records.Store(x.records)
 	c.visible.floor.Store(x.floor)
 	c.visible.clock.Store(x.clock.next)
+	c.visible.above.Store(x.above)
 	c.visible.head.Store(x.head)
 }
 
@@ -260,24 +261,35 @@ type change struct {
 	seq      uint64
 	old      uint64 // of the record that it supersedes, if that is known
 	dataless bool   // the value is there already
+	size     int    // of such a value
+	merged   bool   // the change was made elsewhere
 }
 
 // section is where one commit is put together. Whoever holds it is alone: what
 // it reads of the database, and of these fields, stays so until it is through.
 type section struct {
 	c       *committer
+	d       *store
 	origin  Origin
 	batch   *leveldb.Batch
 	changes []change
+	rises   []Stamp   // of the vector
+	learned adoptions // news of adoptions
+	epoch   *epoch    // one that begins
+	ended   *rise     // what was made in the one before
+	now     time.Time // when changes from elsewhere are merged
 
 	clock   clock
 	head    uint64 // sequence of the last record, including those gathered
 	floor   uint64 // records below it are not served, and on their way out
 	records int64  // log records in the database, including those gathered
+	own     uint64 // one above the greatest clock of a change made in this epoch; 0: there is none
+	above   uint64 // one above the greatest clock of a record that was ever committed
+	commits uint64 // since the opening
 
 	start struct {
-		head    uint64
-		records int64
+		head, own, above uint64
+		records          int64
 	}
 	keyBuf, rowBuf []byte // scratch
 }
@@ -285,11 +297,14 @@ type section struct {
 func (x *section) begin() {
 	x.batch.Reset()
 	x.changes = x.changes[:0]
-	x.start.head, x.start.records = x.head, x.records
+	x.rises, x.learned, x.epoch, x.ended = x.rises[:0], nil, nil, nil
+	x.start.head, x.start.records, x.start.own, x.start.above = x.head, x.records, x.own, x.above
 }
 
 // undo forgets what was gathered.
-func (x *section) undo() { x.head, x.records = x.start.head, x.start.records }
+func (x *section) undo() {
+	x.head, x.records, x.own, x.above = x.start.head, x.start.records, x.start.own, x.start.above
+}
 
 // end gives back memory that the next group is not likely to need.
 func (x *section) end() {
@@ -323,6 +338,7 @@ func (x *section) reserve(greatest uint64) error {
 func (x *section) add(ch change) {
 	x.head++
 	x.records++
+	x.above = max(x.above, ch.Clock+1)
 	ch.seq = x.head
 	x.changes = append(x.changes, ch)
 }
@@ -406,6 +422,7 @@ const rowsSize = 3*2*binary.MaxVarintLen32 + 3*len(reserved) + 64
 func (x *section) addOne(key, value []byte, deleted bool) {
 	x.add(change{key: key, value: value, Version: Version{Stamp{x.clock.next, x.origin}, deleted}})
 	x.clock.next++
+	x.own = x.clock.next
 }
 
 // localChanges gathers the operations of a caller's batch.

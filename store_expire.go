@@ -25,7 +25,7 @@ func (d *store) sweep(ctx context.Context) {
 func (d *store) sweepSome(after uint64) (last uint64, err error) {
 	const batch = 1000
 	var old []uint64
-	it := d.NewIterator(logRange(after, d.floor-1), nil)
+	it := d.NewIterator(logRange(after, d.commits.visible.floor.Load()-1), nil)
 	for len(old) < batch && it.Next() {
 		old = append(old, rowSequence(it.Key()))
 	}

@@ -12,19 +12,22 @@ import (
 // This file owns what happens to an entry from elsewhere: whether it wins, and how the
 // winners are committed.
 
-// local is what this replica knows of an entry's key: nothing if found is false.
+// local is what this replica has of an entry's key.
 type local struct {
 	indexRecord
-	found bool
+	found     bool // there is something
+	unadopted bool // adoption has yet to take it in
+	size      int  // of such a value
 }
 
-// candidates are the entries of a page, sorted by key, beside what is here. They
+// candidates are the entries of a page, sorted by key, alongside what is here. They
 // are examined outside the commit section, and once more within it, if a key
 // was written in between.
 type candidates struct {
 	entries []entry
 	local   []local
 	wins    []bool
+	blind   []bool // wins for certain, and was not looked up
 	head    uint64 // the lookups saw at least every record up to here
 
 	// adopting says that a key without an index record may hold an old value. It
@@ -32,42 +35,56 @@ type candidates struct {
 	adopting bool
 }
 
+// blindness is what lets the entries of one snapshot win without a lookup: what was
+// here when its first page was merged, if nothing but its own pages was committed
+// since. The zero value knows of nothing.
+type blindness struct {
+	begin   bool // the first page is yet to be merged
+	on      bool
+	above   uint64 // one above the greatest clock of a record that was here
+	commits uint64 // as of the last page
+}
+
 // examine compares entries, which must be in ascending order of their keys, to
 // what is here, and rejects clocks that are out of bounds.
-func (d *store) examine(entries []entry) (*candidates, error) {
+func (d *store) examine(entries []entry, blind *blindness) (*candidates, error) {
 	c := &candidates{
 		entries:  entries,
 		local:    make([]local, len(entries)),
 		wins:     make([]bool, len(entries)),
+		blind:    make([]bool, len(entries)),
 		adopting: d.adopter.running(),
 		head:     d.head(),
 	}
 	limit := clockLimit(time.Now())
+	above := d.commits.visible.above.Load()
+	if blind.on {
+		above = min(above, blind.above) // the section finds out whether it still counts
+	}
+	look := make([]int, 0, len(entries))
 	for i := range entries {
-		if e := &entries[i]; e.Clock > limit {
+		e := &entries[i]
+		if e.Clock > limit {
 			return nil, fmt.Errorf("%w: key %.64q arrived with clock %d, at most %d is accepted at this time", ErrClock, e.key, e.Clock, limit)
 		}
-	}
-	if err := d.lookupAll(c); err != nil {
-		return nil, err
-	}
-	for i := range entries {
-		if err := d.decide(c, i); err != nil {
-			return nil, err
+		if e.Clock >= above && !e.adopted() {
+			c.blind[i], c.wins[i] = true, true
+		} else {
+			look = append(look, i)
 		}
 	}
-	return c, nil
+	return c, d.lookupAll(c, look)
 }
 
-// lookupAll reads what is here under each key.
-func (d *store) lookupAll(c *candidates) error {
-	n := len(c.entries)
+// lookupAll reads what is here under some of the keys, and decides.
+func (d *store) lookupAll(c *candidates, look []int) error {
+	n := len(look)
 	if n == 0 {
 		return nil
 	}
-	index := newFinder(d, d, tableIndex, n, c.entries[0].key, c.entries[n-1].key)
+	index := newFinder(d, d, tableIndex, n, c.entries[look[0]].key, c.entries[look[n-1]].key)
 	defer index.release()
-	for i := range c.entries {
+	for _, i := range look {
 		if err := d.lookupEntry(c, i, index); err != nil {
 			return err
 		}
@@ -75,65 +92,45 @@ func (d *store) lookupAll(c *candidates) error {
 	return nil
 }
 
-// lookup reads what is here under one key.
+// lookupEntry reads what is here under one key, and decides.
 func (d *store) lookupEntry(c *candidates, i int, index *finder) error {
-	key := c.entries[i].key
-	c.local[i] = local{}
-	row, err := index.get(key)
-	if err == leveldb.ErrNotFound {
-		return d.lookupUnadopted(c, i)
+	e := &c.entries[i]
+	c.local[i], c.blind[i] = local{}, false
+	row, err := index.get(e.key)
+	switch {
+	case err == leveldb.ErrNotFound && c.adopting:
+		err = d.lookupUnadopted(c, i)
+	case err == leveldb.ErrNotFound:
+		err = nil
+	case err == nil:
+		c.local[i].found = true
+		c.local[i].indexRecord, err = indexRow(e.key, row)
 	}
 	if err != nil {
-		return fmt.Errorf("look up key %.64q: %w", key, err)
+		return fmt.Errorf("look up key %.64q: %w", e.key, err)
 	}
-	record, err := indexRow(key, row)
-	if err != nil {
-		return err
+	here := &c.local[i]
+	switch {
+	case here.found:
+		c.wins[i] = e.Version.Compare(here.Version) > 0
+	case e.Deleted:
+		c.wins[i] = !d.known.covers(e.Stamp) // else it was here once, and is forgotten
+	default:
+		c.wins[i] = true
 	}
-	c.local[i] = local{record, true}
 	return nil
 }
 
 // lookupUnadopted treats a key that adoption has yet to take in as if it had.
 func (d *store) lookupUnadopted(c *candidates, i int) error {
-	if !c.adopting {
-		return nil
-	}
 	value, err := d.Get(c.entries[i].key, nil)
-	switch {
-	case err == leveldb.ErrNotFound:
-		return nil
-	case err != nil:
-		return err
-	}
-	c.local[i] = local{indexRecord{Version: adoptedVersion(value)}, true}
-	return nil
-}
-
-// decide applies the order of versions: does the entry win?
-func (d *store) decide(c *candidates, i int) error {
-	e, here := &c.entries[i], &c.local[i]
-	if !here.found {
-		c.wins[i] = true
+	if err == leveldb.ErrNotFound {
 		return nil
 	}
-	order := e.Version.Compare(here.Version)
-	c.wins[i] = order > 0
-	if order != 0 || e.Deleted || e.adopted() {
-		return nil
+	if err == nil {
+		c.local[i] = local{indexRecord: indexRecord{Version: adoptedVersion(value)}, found: true, unadopted: true, size: len(value)}
 	}
-	// One stamp, two puts: the same change, but for a resumed machine image.
-	value, err := d.Get(e.key, nil)
-	if err != nil && err != leveldb.ErrNotFound {
-		return err
-	}
-	switch {
-	case e.absent:
-		c.wins[i] = e.hash > valueHash(value)
-	case !bytes.Equal(e.value, value):
-		c.wins[i] = valueHash(e.value) > valueHash(value)
-	}
-	return nil
+	return err
 }
 
 // missing returns the indices of the winners whose values are yet to be fetched.
@@ -146,65 +143,121 @@ func (c *candidates) missing() (indices []int) {
 	return indices
 }
 
-// merge commits the winners, verbatim, in one batch with what progress adds to
-// it. Before they are visible, note is told the sequences that they will have.
-func (d *store) merge(c *candidates, note func(first, last uint64), progress func(*section)) (merged int, err error) {
-	err = d.enter(false, func(x *section) error {
-		if err := d.examineAgain(x, c); err != nil {
+// progress is what a page brings beside its entries.
+type progress struct {
+	id      DatabaseID
+	record  *peerRecord
+	next    cursor
+	stay    bool    // the cursor does not move
+	witness []Stamp // clocks above which the own clock rises
+	join    []Stamp // what is known from now on
+}
+
+// merge commits the winners, verbatim, in one batch with the progress that comes with
+// them; p may be nil.
+func (d *store) merge(c *candidates, blind *blindness, p *progress) error {
+	if d.isNothing(c, p) {
+		p.record.passed(p.next)
+		return nil
+	}
+	return d.enter(false, func(x *section) error {
+		if err := d.examineAgain(x, c, blind); err != nil {
 			return err
 		}
-		var greatest uint64
-		merged = 0
+		top := uint64(0)
+		if p != nil {
+			top = greatest(p.witness)
+		}
 		for i := range c.entries {
 			if c.wins[i] {
-				greatest = max(greatest, c.entries[i].Clock)
-				merged++
+				top = max(top, c.entries[i].Clock)
 			}
 		}
-		if merged > 0 {
-			if err := x.reserve(greatest); err != nil {
+		if top > 0 || slices.Contains(c.wins, true) {
+			if err := x.reserve(top); err != nil {
 				return err
 			}
-			note(x.head+1, x.head+uint64(merged))
-			x.clock.witness(greatest)
+			x.clock.witness(top)
 		}
+		x.now = time.Now()
 		for i := range c.entries {
-			if e := &c.entries[i]; c.wins[i] {
-				x.add(change{key: e.key, value: e.value, Version: e.Version, old: c.local[i].seq})
+			e, here := &c.entries[i], &c.local[i]
+			switch {
+			case c.wins[i]:
+				x.add(change{key: e.key, value: e.value, Version: e.Version, old: here.seq, merged: true})
+			case here.unadopted:
+				// Whoever learns from the vector that the entry is known here has to be
+				// able to get what it lost to.
+				x.clock.witness(0)
+				x.add(change{key: e.key, Version: here.Version, dataless: true, size: here.size})
 			}
 		}
-		if progress != nil {
-			progress(x)
+		if p != nil {
+			x.join(p.join)
+			if !p.stay {
+				p.record.advanced(x, p.id, p.next)
+			}
 		}
 		return nil
 	})
-	if err != nil {
-		return 0, err
-	}
-	return merged, nil
 }
 
-// examineAgain looks up, inside the commit section, the keys that were written
-// since they were examined. An entry can only lose by that.
-func (d *store) examineAgain(x *section, c *candidates) error {
-	var again []int
+// isNothing reports whether a merge would change nothing but the checkpoint.
+func (d *store) isNothing(c *candidates, p *progress) bool {
+	if p == nil || p.stay || !p.next.caughtUp() || slices.Contains(c.wins, true) {
+		return false
+	}
+	for i := range c.local {
+		if c.local[i].unadopted {
+			return false
+		}
+	}
+	for _, s := range p.join {
+		if !d.known.covers(s) {
+			return false
+		}
+	}
+	return greatest(p.witness) < d.commits.visible.clock.Load()
+}
+
+// examineAgain looks up, inside the commit section, what can't win for certain any
+// more, and the keys that were written since they were examined. An entry can only lose
+// by that.
+func (d *store) examineAgain(x *section, c *candidates, blind *blindness) error {
+	above := x.above
+	switch {
+	case blind.begin:
+		*blind = blindness{on: true, above: above, commits: x.commits}
+	case blind.on && blind.commits == x.commits:
+		above = min(above, blind.above)
+	case blind.on:
+		*blind = blindness{}
+	}
+	if blind.on {
+		blind.commits++ // this one
+	}
+	index := &finder{db: d, table: tableIndex}
+	for i := range c.entries {
+		if c.blind[i] && c.entries[i].Clock < above {
+			if err := d.lookupEntry(c, i, index); err != nil {
+				return err
+			}
+		}
+	}
+	again := []int{}
 	err := d.writtenSince(x, c.head, func(key []byte) {
 		i, found := slices.BinarySearchFunc(c.entries, key, func(e entry, key []byte) int {
 			return bytes.Compare(e.key, key)
 		})
-		if found && c.wins[i] {
+		if found && c.wins[i] && !c.blind[i] {
 			again = append(again, i)
 		}
 	})
 	if err != nil {
 		return err
 	}
-	index := &finder{db: d, table: tableIndex}
 	for _, i := range again {
 		if err := d.lookupEntry(c, i, index); err != nil {
-			return err
-		}
-		if err := d.decide(c, i); err != nil {
 			return err
 		}
 	}
@@ -216,6 +269,9 @@ func (d *store) examineAgain(x *section, c *candidates) error {
 // which of them to look up again. The key is valid during the call.
 func (d *store) writtenSince(x *section, head uint64, visit func(key []byte)) error {
 	if head == x.head {
+		return nil
+	}
+	if d.known.backlogSince(head, visit) {
 		return nil
 	}
 	log := newLogReader(d, head, x.head)

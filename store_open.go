@@ -15,40 +15,45 @@ import (
 
 // Names of the rows of the meta table.
 const (
-	metaFormat   = "format"   // version of the storage format
+	metaFormat   = "format"   // version of the storage format, clock kind
 	metaID       = "id"       // database id
 	metaCeiling  = "ceiling"  // exclusive upper bound of all clocks made or seen
-	metaHead     = "head"     // head at the last close, in case the log is empty
+	metaHead     = "head"     // head at the last close, or when a sequence got no record
 	metaFloor    = "floor"    // sequence below which records may be missing
 	metaClean    = "clean"    // the cleanMark of the last close
+	metaDurable  = "durable"  // the last durablePoint
 	metaLimit    = "limit"    // Options.MaxValueSize of the last opening
 	metaBoot     = "boot"     // boot id of the machine at the last opening
-	metaStart    = "start"    // head and clock at the last opening
 	metaFlush    = "flush"    // what a flush writes first
 	metaAdoption = "adoption" // progress of the adoption
+	metaPrefix   = "prefix"   // kept for a prefix of keys that are not replicated
 	metaProbe    = "probe "   // prefix of what checkOrder writes, and removes
 )
 
-const storageFormat = 1
+const storageFormat = 2
 
 // opening is what is learned from a database before it is served.
 type opening struct {
 	engine
-	id      DatabaseID
-	fresh   bool // never wrapped before
-	history history
-	floor   uint64
-	head    uint64
-	records int64
-	clock   clock
-	peers   map[DatabaseID]*peerRecord
-	adopt   adoption
+	id        DatabaseID
+	fresh     bool // never wrapped before
+	history   history
+	floor     uint64
+	head      uint64
+	records   int64
+	clock     clock
+	own       uint64 // one above the greatest clock of a change made in the last epoch; 0: there was none
+	vector    map[Origin]vectorRow
+	adoptions adoptions
+	peers     map[DatabaseID]*peerRecord
+	adopt     adoption
+	durable   durablePoint
 }
 
-// readOpening reads the state, decides whether this opening continues the last one,
-// and writes, with Sync, the new epoch and the removal of the clean mark.
+// readOpening reads the state, finds out how the last opening ended, and writes, with
+// Sync, the new epoch and the removal of the clean mark.
 func readOpening(e engine, settings *storeSettings) (*opening, error) {
-	op := &opening{engine: e, floor: 1, peers: map[DatabaseID]*peerRecord{}}
+	op := &opening{engine: e, floor: 1, peers: map[DatabaseID]*peerRecord{}, vector: map[Origin]vectorRow{}, adoptions: adoptions{}}
 	if err := op.recognise(); err != nil {
 		return nil, err
 	}
@@ -64,9 +69,8 @@ func readOpening(e engine, settings *storeSettings) (*opening, error) {
 	}
 	switch end {
 	case endPowerCut:
-		op.clock.next = op.clock.ceiling
 		settings.logger.Warn("replicator: the machine was restarted without a clean close of this database: "+
-			"log and checkpoints are not trusted, peers will be pulled in full", "id", op.id)
+			"what was merged since the last durable point is asked for again", "id", op.id)
 	case endDistrusted:
 		dropped, err := op.reconcile()
 		if err != nil {
@@ -75,7 +79,7 @@ func readOpening(e engine, settings *storeSettings) (*opening, error) {
 		settings.logger.Warn("replicator: the files of this database were recovered: "+
 			"log and checkpoints are not trusted, peers will be pulled in full", "id", op.id, "droppedRows", dropped)
 	}
-	return op, op.begin(settings.bootID, settings.maxValue, end == endPowerCut || end == endDistrusted)
+	return op, op.begin(settings, end)
 }
 
 // end is how the last opening of a database ended.
@@ -200,8 +204,11 @@ func (op *opening) recognise() error {
 		op.fresh = true
 		return op.checkOrder()
 	}
-	if len(format) != 1 || format[0] != storageFormat {
+	if len(format) != 2 || format[0] != storageFormat {
 		return fmt.Errorf("replicator: open: the database has storage format %x, and this version knows %d only", format, storageFormat)
+	}
+	if format[1] != clockLamport {
+		return fmt.Errorf("replicator: open: the database has clock kind %d, and this version knows %d only", format[1], clockLamport)
 	}
 	return nil
 }
@@ -245,7 +252,7 @@ func (op *opening) load(boot string) (end, error) {
 		op.adopt.done = !it.First() // an empty database, the usual case, needs no pass
 		return endNone, it.Error()
 	}
-	for _, part := range []func() error{op.loadMeta, op.loadHistory, op.loadPeers} {
+	for _, part := range []func() error{op.loadMeta, op.loadHistory, op.loadPeers, op.loadKnowledge} {
 		if err := part(); err != nil {
 			return 0, err
 		}
@@ -274,7 +281,21 @@ func (op *opening) loadMeta() error {
 	if err != nil {
 		return err
 	}
-	op.adopt, err = parseAdoption(row)
+	if op.adopt, err = parseAdoption(row); err != nil {
+		return err
+	}
+	if row, err = op.get(metaDurable); err != nil {
+		return err
+	}
+	op.durable, err = parseDurablePoint(row)
+	return err
+}
+
+func (op *opening) loadKnowledge() (err error) {
+	if op.vector, err = loadVector(op); err != nil {
+		return err
+	}
+	op.adoptions, err = loadAdoptions(op)
 	return err
 }
 
@@ -282,10 +303,13 @@ func (op *opening) loadHistory() error {
 	it := op.NewIterator(tableRange(tableEpochs), nil)
 	defer it.Release()
 	for it.Next() {
-		if len(rowName(it.Key())) != 8 || len(it.Value()) != 8 {
+		r := decoder{rest: it.Value()}
+		e := epoch{origin: Origin(r.uint64()), sure: r.uvarint()}
+		if err := r.finish(); err != nil || len(rowName(it.Key())) != 8 {
 			return fmt.Errorf("%w: epoch %x", errCorrupt, it.Key())
 		}
-		op.history = append(op.history, epoch{rowSequence(it.Key()), Origin(binary.BigEndian.Uint64(it.Value()))})
+		e.first = rowSequence(it.Key())
+		op.history = append(op.history, e)
 	}
 	return it.Error()
 }
@@ -312,7 +336,10 @@ func (op *opening) loadPeers() error {
 func (op *opening) loadEnd(boot string) (end, error) {
 	log := newLogReader(op, 0, maxSequence)
 	defer log.Release()
-	op.head = max(op.head, op.floor-1) // the log may have been swept
+	op.head = max(op.head, op.durable.head, op.floor-1) // the last sequences may have no records
+	for _, row := range op.vector {
+		op.head = max(op.head, row.risen)
+	}
 	if log.last() {
 		op.head = max(op.head, log.seq)
 	}
@@ -326,85 +353,141 @@ func (op *opening) loadEnd(boot string) (end, error) {
 	mark, err := parseCleanMark(row)
 	if n := len(op.history); err == nil && n > 0 && mark.head == op.head && mark.epoch == op.history[n-1].origin {
 		op.clock.next, op.records = mark.clock, int64(mark.records)
+		if op.durable.origin == mark.epoch {
+			op.own = op.durable.own
+		}
 		return endClean, nil
 	}
-	if err := op.resume(log); err != nil {
+	if err := op.goOn(log); err != nil {
 		return 0, err
 	}
 	last, err := op.get(metaBoot)
 	if boot != "" && boot == string(last) {
 		return endKill, err
 	}
+	op.clock.next = op.clock.ceiling
 	return endPowerCut, err
 }
 
-// resume finds the clock where a process ended: the greatest of what it began
-// with and of the records that it wrote since. They are all looked at, for
-// merged ones do not ascend.
-func (op *opening) resume(log *logReader) error {
-	row, err := op.get(metaStart)
-	if err != nil {
-		return err
+// goOn finds clocks where a process ended: above those of the durable point, of what
+// is known, and of the records since, which are all looked at, for merged ones do
+// not ascend.
+func (op *opening) goOn(log *logReader) error {
+	p := &op.durable
+	op.clock.next = p.clock
+	for _, row := range op.vector {
+		op.clock.witness(row.clock)
 	}
-	r := decoder{rest: row}
-	head, clock := r.uint64(), r.uint64()
-	if err := r.finish(); err != nil {
-		return fmt.Errorf("%w: start %x", errCorrupt, row)
+	origin, own := op.history[len(op.history)-1].origin, uint64(0)
+	if p.origin == origin {
+		own = p.own
 	}
-	op.clock.next = clock
-	if op.floor > head+1 {
-		op.clock.next = op.clock.ceiling // records of that opening have expired
+	for _, mark := range op.adoptions {
+		op.clock.witness(mark.Clock)
+		if mark.Origin == origin {
+			own = max(own, mark.Clock+1)
+		}
 	}
 	for ok := log.last(); ok; ok = log.prev() {
 		op.records++
-		if log.seq > head {
-			op.clock.witness(log.version.Clock)
+		if log.seq <= p.head {
+			continue
+		}
+		op.clock.witness(log.version.Clock)
+		if log.version.Origin == origin {
+			own = max(own, log.version.Clock+1)
 		}
 	}
+	if op.floor > p.head+1 {
+		op.clock.next = op.clock.ceiling // records since the durable point have expired
+	}
+	op.own = own
 	return log.fault()
 }
 
 // begin starts this opening's epoch.
-func (op *opening) begin(boot string, limit int, startOver bool) error {
+func (op *opening) begin(settings *storeSettings, end end) error {
 	var b leveldb.Batch
-	first := op.head + 1
-	if startOver {
-		for _, e := range op.history {
-			b.Delete(sequenceKey(nil, tableEpochs, e.first))
-		}
-		op.history = nil
-		op.head = first // no record gets it: the epoch has a place of its own, and stays
-		op.floor = op.head + 1
-		op.adopt = adoption{}
-		for id, record := range op.peers {
-			b.Put(peerKey(id), record.startOver())
-		}
+	switch end {
+	case endClean, endKill:
+		op.keepOwn(&b)
+	case endPowerCut:
+		op.goBack(&b)
+	case endDistrusted:
+		op.startOver(&b)
 	}
-	if n := len(op.history); n > 0 && op.history[n-1].first == first {
+	if !op.adopt.done && !settings.skipAdoption {
+		if op.adopt.id == 0 {
+			op.adopt.id = newAdoptionID()
+		}
+		op.adoptions.merge(adoptions{op.adopt.id: Stamp{}})
+		b.Put(adoptionKey(op.adopt.id), appendMark(nil, op.adoptions[op.adopt.id]))
+	}
+	last := epoch{op.head + 1, newOrigin(), maxSequence}
+	if end == endPowerCut || end == endDistrusted {
+		// No record gets the first sequence: so the epoch has a place of its own in
+		// the log, and no position that was handed out before means a place in it.
+		op.head++
+	} else if n := len(op.history); n > 0 && op.history[n-1].first == last.first {
 		op.history = op.history[:n-1] // an epoch without records is replaced
 	}
 	for len(op.history) >= maxEpochs {
 		b.Delete(sequenceKey(nil, tableEpochs, op.history[0].first))
 		op.history = op.history[1:]
 	}
-	last := epoch{first, newOrigin()}
 	op.history = append(op.history, last)
+	if end == endDistrusted {
+		op.floor = op.head + 1
+	}
 	op.clock.ceiling = max(op.clock.next, 1) - 1 + clockBlock
+	switch end {
+	case endNone, endDistrusted:
+		op.durable = durablePoint{head: op.head, clock: op.clock.next, origin: last.origin, adopt: op.adopt}
+		fallthrough
+	case endPowerCut:
+		op.durable.clock = op.clock.next // a kill that follows must not fall back behind the cut
+		b.Put(metaKey(metaDurable), op.durable.append(nil))
+	}
 
-	b.Put(sequenceKey(nil, tableEpochs, last.first), encodeUint64(uint64(last.origin)))
+	b.Put(sequenceKey(nil, tableEpochs, last.first), last.row())
 	b.Delete(metaKey(metaClean))
-	b.Put(metaKey(metaFormat), []byte{storageFormat})
+	b.Put(metaKey(metaFormat), []byte{storageFormat, clockLamport})
 	b.Put(metaKey(metaID), op.id[:])
+	b.Put(metaKey(metaHead), encodeUint64(op.head))
 	b.Put(metaKey(metaCeiling), encodeUint64(op.clock.ceiling))
 	b.Put(metaKey(metaFloor), encodeUint64(op.floor))
-	b.Put(metaKey(metaLimit), encodeUint64(uint64(limit)))
-	b.Put(metaKey(metaBoot), []byte(boot))
-	b.Put(metaKey(metaStart), binary.BigEndian.AppendUint64(encodeUint64(op.head), op.clock.next))
+	b.Put(metaKey(metaLimit), encodeUint64(uint64(settings.maxValue)))
+	b.Put(metaKey(metaBoot), []byte(settings.bootID))
 	b.Put(metaKey(metaAdoption), op.adopt.append(nil))
 	if err := op.write(&b, true); err != nil {
 		return fmt.Errorf("replicator: open: %w", err)
 	}
 	return nil
+}
+
+// keepOwn makes a row of what the epoch before has made.
+func (op *opening) keepOwn(b *leveldb.Batch) {
+	if op.own == 0 {
+		return
+	}
+	origin := op.history[len(op.history)-1].origin
+	op.vector[origin] = vectorRow{op.own - 1, op.head}
+	b.Put(vectorKey(origin), op.vector[origin].append(nil))
+}
+
+// startOver forgets everything that rests on the log, here and at peers.
+func (op *opening) startOver(b *leveldb.Batch) {
+	for _, e := range op.history {
+		b.Delete(sequenceKey(nil, tableEpochs, e.first))
+	}
+	op.history = nil
+	putVector(b, op.vector, nil)
+	op.vector = map[Origin]vectorRow{}
+	op.adopt = adoption{}
+	for id, record := range op.peers {
+		record.goBack(cursor{})
+		b.Put(peerKey(id), record.row())
+	}
 }
 
 func (op *opening) get(name string) ([]byte, error) {
@@ -433,13 +516,15 @@ func (op *opening) getUint64(name string, absent uint64) (uint64, error) {
 // opening continues from. It returns the error of an earlier write that failed,
 // too: whoever made that may not have been told. The commit section is the caller's.
 func (d *store) markClean() error {
+	x := &d.commits.section
+	point := d.capture(x, *d.adopter.progress.Load())
 	if err := d.commits.flush(); err != nil {
 		return err
 	}
-	x := &d.commits.section
 	mark := cleanMark{clock: x.clock.next, records: uint64(x.records), head: x.head, epoch: x.origin}
 	var b leveldb.Batch
 	b.Put(metaKey(metaHead), encodeUint64(x.head))
+	b.Put(metaKey(metaDurable), point.append(nil))
 	b.Put(metaKey(metaClean), mark.append(nil))
 	return d.commits.write(&b, true)
 }

@@ -2,183 +2,492 @@ package replicator
 
 import (
 	"bytes"
-	"errors"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/syndtr/goleveldb/leveldb"
 )
 
-// This file owns what a peer is shown of the database: pages and values.
+// This file owns what a peer is shown of the database: pages that follow its
+// checkpoint, pages of scans, and values.
 
 const (
-	// maxPageScan is how many records are looked at for a page at most.
+	// relayDelay is for how long what one peer brought is held back from another,
+	// which may have it from where it was made.
+	relayDelay = 10 * time.Millisecond
+	// usefulFor is for how long nothing is held back once relaying has proved useful.
+	usefulFor = time.Second
+	// maxPageScan is how many rows are looked at for a page of a scan at most.
 	maxPageScan = 20 * maxPageEntries
-	// A log scan whose keys lie far apart costs two lookups a record; a scan in
+	// A scan of the log whose keys lie far apart costs two lookups a record; a scan in
 	// key order passes over scanWorth bytes of index in the time of these.
 	// Below minRescan records it is not worth the thought.
 	scanWorth = 2 << 10
 	minRescan = 20 * maxPageEntries
+	// A scan's snapshot is kept for scanIdle after the last byte of a page, and for
+	// scanLife at most: leveldb keeps every version that a snapshot can see.
+	scanIdle = 30 * time.Second
+	scanLife = time.Hour
 )
 
 // sink takes the entries of a page. It copies what it is given, but for values of
-// more than firstInlineSize.
+// more than inlineSize.
 type sink interface {
 	add(e *entry)
 	reset()
 	size() int // bytes
 }
 
-// pageReader makes the pages of one peer's pulls.
-type pageReader struct {
+// server answers the pulls of one peer. It is used by one goroutine, but for tell and
+// known, which are safe for concurrent use.
+type server struct {
 	d      *store
-	covers func(first, last uint64) bool // records that the peer brought
-	warned bool                          // of values that were left out
+	scan   *scanView
+	ahead  uint64    // own records up to here were sent ahead
+	useful time.Time // until when nothing is held back
+	warned bool      // of values that were left out
+
+	mu   sync.Mutex // guards what follows
+	peer vector     // what the peer knows
 }
 
-// view is one snapshot of the log: what is read from it fits together.
-type view struct {
-	snapshot
-	head  uint64     // the snapshot's, once openLog has found it; until then, at most that
-	floor uint64     // the snapshot's
-	log   *logReader // over the records that matter to the pull, once openLog was called
+func newServer(d *store) *server { return &server{d: d, peer: vector{}} }
+
+// tell notes what the peer knows.
+func (v *server) tell(known []Stamp) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.peer.join(known)
 }
 
-func (p *pageReader) newView() (*view, error) {
-	head := p.d.head()
-	snap, err := p.d.snapshot()
-	if err != nil {
-		return nil, err
-	}
-	// Read after the snapshot was taken, the floor can only be too high.
-	return &view{snapshot: snap, head: head, floor: p.d.commits.visible.floor.Load()}, nil
+// known returns a copy of what the peer knows.
+func (v *server) known() vector {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	w := make(vector, len(v.peer))
+	w.join(v.peer.stamps())
+	return w
 }
 
-// openLog finds the head. Of the log's records, those after a sequence are enough
-// to look at.
-func (v *view) openLog(after uint64) error {
-	v.log = newLogReader(v, after, maxSequence)
-	if v.log.last() {
-		v.head = max(v.head, v.log.seq) // the last place may have no record
+// knows reports whether the peer knows a change, or all of some pairs.
+func (v *server) knows(stamps ...Stamp) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, s := range stamps {
+		if !v.peer.covers(s) {
+			return false
+		}
 	}
-	if err := v.log.fault(); err != nil || v.head >= after {
-		return err
-	}
-	// Its commit may not be over yet, and the peer may have seen it for all that.
-	has, err := v.Has(logKey(after), nil)
-	if has {
-		v.head = after
-	}
-	return err
+	return true
 }
 
-func (v *view) release() {
-	if v.log != nil {
-		v.log.Release()
-	}
-	v.snapshot.Release()
+// knowsAdopted reports whether the peer knows all adopted values that are here.
+func (v *server) knowsAdopted() bool {
+	a, _ := v.d.known.adoptions()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return a.covered(v.peer)
 }
 
-// read reads what a pull asks for: a page without its entries, which go to the
-// sink.
-func (p *pageReader) read(q *pull, to sink) (page, int, error) {
-	v, err := p.newView()
-	if err != nil {
-		return page{}, 0, err
-	}
-	defer v.release()
-	w := pageWriter{q: q, sink: to, most: p.d.settings.pageEntries, inline: min(q.inline, inlineSize)}
-	if q.scan == scanFull {
-		w.inline = min(q.inline, firstInlineSize)
-	}
-	recent, err := p.readRecent(v, &w)
-	if err == nil && !recent {
-		err = p.readView(v, &w)
-	}
-	w.page.head, w.page.floor = p.d.history.label(v.head), v.floor
-	if w.unfit > 0 && !p.warned {
-		p.warned = true
-		p.d.settings.logger.Warn("replicator: values were changed around the Replicator; they are not replicated until they are written through it",
-			"keys", w.unfit)
-	}
-	return w.page, w.entries, err
+// filter tells what a peer need not be offered in one page.
+type filter struct {
+	v       *server
+	adopted bool // no adopted value
 }
 
-// readView adds what the snapshot as a whole has to say.
-func (p *pageReader) readView(v *view, w *pageWriter) error {
-	after := w.q.checkpoint.seq
-	if w.q.scan == scanFull {
-		after = w.q.upper.seq
+func (v *server) filter() filter { return filter{v, v.knowsAdopted()} }
+
+func (f filter) covers(v Version) bool {
+	if v.adopted() {
+		return f.adopted
 	}
-	err := v.openLog(after)
-	switch {
-	case err != nil:
-		return err
-	case !p.d.history.knows(&w.q.cursor, v.head):
-		w.page.unknown = true
-		return nil
-	case w.q.scan == scanFull:
-		return p.readState(v, w)
-	}
-	return p.readLog(v, w)
+	return f.v.knows(v.Stamp)
 }
 
-// pageWriter collects the entries of a page.
-type pageWriter struct {
+// answer is what becomes of a pull: a page, now or later.
+type answer struct {
 	page    page
-	q       *pull
-	sink    sink
-	inline  uint64 // values up to this size are sent along
 	entries int
-	unfit   int // entries left out
-	most    int // entries
+	ready   bool          // the page is to be sent
+	wait    time.Duration // if it is not: when something is no longer held back; 0: nothing is
+	quiet   bool          // if it is not: there is something new, but the peer knows it
 }
 
-// add adds an entry; the value is sent along if it is small. An adopted value
-// that was changed around the Replicator no longer fits its stamp: peers would
-// refuse it, and it is left out.
-func (w *pageWriter) add(key []byte, v Version, value []byte) {
-	e := entry{key: key, Version: v, value: value}
-	e.absent = !v.Deleted && (uint64(len(value)) > w.inline || v.adopted() && !w.q.adopts)
-	if e.absent || v.adopted() {
-		e.size, e.hash = uint64(len(value)), valueHash(value)
-	}
-	if v.adopted() && !v.fits(e.hash) {
-		w.unfit++
-		return
-	}
-	w.sink.add(&e)
-	w.entries++
-}
-
-func (w *pageWriter) full() bool {
-	return w.entries >= w.most || w.sink.size() >= maxPageBytes
-}
-
-// readState adds the next keys, in key order, tombstones included, of which the
-// latest record is above the checkpoint.
-func (p *pageReader) readState(v *view, w *pageWriter) error {
-	index := newIndexReader(v, w.q.key, !w.q.upper.isZero())
-	defer index.Release()
-	data := newWalker(v, nil)
-	defer data.release()
-	for scanned := 0; ; scanned++ {
-		if w.full() || scanned >= maxPageScan {
-			return nil
+// answer answers a pull, if there is something to say. What came up to a place of
+// the log that the peer was told of is not held back. If idle, that the peer knows
+// everything is said, too.
+func (v *server) answer(q *pull, told uint64, idle bool, to sink) (a answer, err error) {
+	to.reset()
+	head, history := v.d.position()
+	switch {
+	case !history.knows(&q.cursor, head):
+		a.page.reset = true
+		err = v.begin(q, &cursor{}, scanKeys, &a, to)
+	case q.scan != scanNone:
+		err = v.resume(q, &a, to)
+	case q.checkpoint.isZero():
+		err = v.begin(q, &cursor{}, scanKeys, &a, to)
+	default:
+		v.endScan()
+		var reaches bool
+		if a, reaches = v.follow(q, told, idle, to); !reaches {
+			kind := scanLog
+			if q.checkpoint.seq+1 < v.d.commits.visible.floor.Load() {
+				kind = scanKeys // records behind the checkpoint are gone
+			}
+			err = v.begin(q, &q.cursor, kind, &a, to)
 		}
-		if !index.next() {
-			w.page.done = true
-			return firstError(index.fault(), data.Error())
-		}
-		w.page.key = append(w.page.key[:0], index.key...)
-		if seq := index.record.seq; seq <= w.q.checkpoint.seq || p.covers(seq, seq) {
-			continue
+	}
+	a.page.unsure = v.d.scans.Load() > 0
+	return a, err
+}
+
+// follow answers from the backlog, if that reaches back to the checkpoint. The page
+// ends before the first record that is held back, or where it is full.
+func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, reaches bool) {
+	f, now := v.filter(), time.Now()
+	k := &v.d.known
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	b, after := &k.backlog, q.checkpoint.seq
+	if !b.reaches(after) {
+		return a, false
+	}
+	upTo := k.head
+	var records []*backRecord
+	needed, needless, size := 0, 0, 0
+	i := b.from(after)
+	for ; i < b.records.len(); i++ {
+		r := b.records.at(i)
+		known := f.covers(r.Version)
+		free := r.own || !now.Before(r.at.Add(relayDelay))
+		held := !free && !known && r.seq > told && now.After(v.useful)
+		if held || len(records) >= v.d.settings.pageEntries || size >= maxPageBytes {
+			if upTo = r.seq - 1; held {
+				a.wait = r.at.Add(relayDelay).Sub(now)
+			}
+			break
 		}
 		switch {
-		case index.record.Deleted:
-			w.add(index.key, index.record.Version, nil)
-		case data.find(index.key):
-			w.add(index.key, index.record.Version, data.Value())
+		case r.own || !free:
+		case known:
+			needless++
+		default:
+			needed++
 		}
+		if !known && !(r.own && !r.adopted() && r.seq <= v.ahead) {
+			records = append(records, r)
+			size += len(r.key) + len(r.value)
+		}
+	}
+	if len(records) == 0 && a.wait > 0 && v.sendAhead(f, i, &a, to) {
+		return a, true
+	}
+	if upTo == after && q.joined && q.wait {
+		return a, true
+	}
+	a.page.to, a.page.whole = k.history.label(upTo), !q.joined
+	if q.joined {
+		a.page.vector = b.risesIn(after, upTo, k.origin)
+	} else {
+		a.page.vector = k.asOf(upTo)
+	}
+	if own, known := k.ownAt(upTo); known {
+		before, was := k.ownAt(after)
+		if !q.joined || !was || own != before {
+			a.page.vector = append(a.page.vector, Stamp{own, k.origin})
+		}
+	}
+	if len(records) == 0 && q.joined && q.wait && !idle && after >= min(told, upTo) && v.knows(a.page.vector...) {
+		a.quiet = true
+		return a, true
+	}
+	switch {
+	case needed > 4*needless:
+		v.useful = now.Add(usefulFor)
+	case needless > 0:
+		v.useful = time.Time{}
+	}
+	a.ready = true
+	send(records, &a, to)
+	return a, true
+}
+
+// sendAhead answers with changes made here that stand behind what is held back, each
+// key's latest. It reports whether there are any.
+func (v *server) sendAhead(f filter, i int, a *answer, to sink) bool {
+	b := &v.d.known.backlog
+	var records []*backRecord
+	last, size := v.ahead, 0
+	for ; i < b.records.len() && len(records) < v.d.settings.pageEntries && size < maxPageBytes; i++ {
+		if r := b.records.at(i); r.own && r.seq > v.ahead && !r.adopted() && !f.covers(r.Version) {
+			records = append(records, r)
+			size += len(r.key) + len(r.value)
+			last = r.seq
+		}
+	}
+	if len(records) == 0 {
+		return false
+	}
+	v.ahead = last
+	a.page.ahead, a.ready = true, true
+	send(records, a, to)
+	return true
+}
+
+// send gives the latest record of each key to the sink.
+func send(records []*backRecord, a *answer, to sink) {
+	slices.SortStableFunc(records, func(a, b *backRecord) int { return bytes.Compare(a.key, b.key) })
+	for i, r := range records {
+		if i+1 < len(records) && bytes.Equal(r.key, records[i+1].key) {
+			continue
+		}
+		e := entry{key: r.key, Version: r.Version, value: r.value}
+		if e.absent = !r.Deleted && !r.present; e.absent {
+			e.size = uint64(r.bytes)
+		}
+		to.add(&e)
+		a.entries++
+	}
+}
+
+// asOf returns the vector as it was at a place of the log that the backlog reaches
+// back to, but for the own origin. The caller holds mu.
+func (k *knowledge) asOf(seq uint64) []Stamp {
+	v := vector{}
+	for o, row := range k.rows {
+		if row.risen <= seq {
+			v[o] = row.clock
+		}
+	}
+	v.join(k.backlog.risesIn(0, seq, k.origin))
+	return v.stamps()
+}
+
+// ownAt returns the own origin's clock at a place of the log that the backlog reaches
+// back to, if there was one. The caller holds mu.
+func (k *knowledge) ownAt(seq uint64) (clock uint64, known bool) {
+	next := k.own // one above it
+	b := &k.backlog
+	for i := b.from(seq); i < b.records.len(); i++ {
+		if r := b.records.at(i); r.Origin == k.origin {
+			next = min(next, r.Clock)
+			break
+		}
+	}
+	for i := b.rises.len() - 1; i >= 0 && b.rises.at(i).seq > seq; i-- {
+		if r := b.rises.at(i); r.Origin == k.origin {
+			next = min(next, r.Clock)
+		}
+	}
+	return next - 1, next > 0
+}
+
+// scanView is a scan under way: one snapshot, and where the next page begins.
+type scanView struct {
+	snapshot
+	to     position // the head of the snapshot
+	kind   scan
+	after  uint64 // records up to here are left out
+	vector []Stamp
+	log    *logReader
+	index  *indexReader
+	data   *walker
+	placed bool // log or index stand where the page before ended
+	began  time.Time
+	sent   time.Time // when the last page was
+}
+
+func (s *scanView) release() {
+	for _, it := range []interface{ Release() }{s.log, s.index, s.data} {
+		switch it := it.(type) {
+		case *logReader:
+			if it != nil {
+				it.Release()
+			}
+		case *indexReader:
+			if it != nil {
+				it.Release()
+			}
+		case *walker:
+			if it != nil {
+				it.Release()
+			}
+		}
+	}
+	s.snapshot.Release()
+}
+
+// endScan gives the snapshot of a scan back.
+func (v *server) endScan() {
+	if v.scan != nil {
+		v.scan.release()
+		v.scan = nil
+	}
+}
+
+// expire gives the snapshot back if it was kept for too long, and returns when to
+// look again; 0: there is none.
+func (v *server) expire(now time.Time) time.Duration {
+	if v.scan == nil {
+		return 0
+	}
+	left := min(v.scan.sent.Add(scanIdle).Sub(now), v.scan.began.Add(scanLife).Sub(now))
+	if left <= 0 {
+		v.endScan()
+		return 0
+	}
+	return left
+}
+
+// begin begins a scan of what is not merged by a cursor, and answers with its first
+// page.
+func (v *server) begin(q *pull, c *cursor, kind scan, a *answer, to sink) error {
+	v.endScan()
+	a.page.first = true
+	a.page.whole = !c.joined
+	s, err := v.d.scanFrom(c.checkpoint.seq, c.joined)
+	if err != nil {
+		return err
+	}
+	s.kind = kind
+	v.scan = s
+	a.page.vector = s.vector
+	if kind == scanLog {
+		records, reached, err := v.recordsBelow(s, s.to.seq+1)
+		if err != nil {
+			return err
+		}
+		if reached <= s.after+1 || !v.rescan(records, s.to.seq-s.after) {
+			return v.logPage(q, records, reached, a, to)
+		}
+		s.kind = scanKeys
+	}
+	return v.keyPage(q, a, to)
+}
+
+// resume answers with the next page of a scan. If its snapshot was given back, or this
+// is another session than the one in which it began, it goes on with another.
+func (v *server) resume(q *pull, a *answer, to sink) error {
+	s := v.scan
+	if s == nil || s.kind != q.scan {
+		v.endScan()
+		var err error
+		if s, err = v.d.scanFrom(q.checkpoint.seq, false); err != nil {
+			return err
+		}
+		s.kind = q.scan
+		v.scan = s
+		if s.kind == scanLog && q.checkpoint.seq+1 < v.d.commits.visible.floor.Load() {
+			return v.begin(q, &q.cursor, scanKeys, a, to)
+		}
+	}
+	if s.kind == scanKeys {
+		return v.keyPage(q, a, to)
+	}
+	records, reached, err := v.recordsBelow(s, q.reached)
+	if err != nil {
+		return err
+	}
+	return v.logPage(q, records, reached, a, to)
+}
+
+// scanFrom takes a snapshot between two commits, with what was known then: all of
+// it, or what rose after a place in the log.
+func (d *store) scanFrom(after uint64, joined bool) (*scanView, error) {
+	s := &scanView{after: after, began: time.Now()}
+	err := d.enter(false, func(x *section) (err error) {
+		k := &d.known
+		k.mu.RLock()
+		defer k.mu.RUnlock()
+		s.to = k.history.label(x.head)
+		since := after
+		if !joined {
+			since = 0
+		}
+		s.vector = k.sinceLocked(since, x.own)
+		s.snapshot, err = d.snapshot()
+		return err
+	})
+	return s, err
+}
+
+// finish completes a page of a scan.
+func (v *server) finish(a *answer) {
+	s := v.scan
+	a.page.scan, a.page.to, a.ready = s.kind, s.to, true
+	if a.page.last {
+		v.endScan()
+	}
+}
+
+// sent notes that the last byte of a page was written.
+func (v *server) sent() {
+	if v.scan != nil {
+		v.scan.sent = time.Now()
+	}
+}
+
+// keyPage adds the next keys, in key order, tombstones included, of which the
+// latest record is above the checkpoint.
+func (v *server) keyPage(q *pull, a *answer, to sink) error {
+	s := v.scan
+	if s.index == nil {
+		s.index = newIndexReader(s, q.key, !a.page.first)
+		s.data = newWalker(s, nil)
+	}
+	f := v.filter()
+	for scanned := 0; ; scanned++ {
+		if a.entries >= v.d.settings.pageEntries || to.size() >= maxPageBytes || scanned >= maxPageScan {
+			break
+		}
+		if !s.index.next() {
+			a.page.last = true
+			break
+		}
+		a.page.key = append(a.page.key[:0], s.index.key...)
+		record := &s.index.record
+		if record.seq <= s.after && s.after > 0 || f.covers(record.Version) {
+			continue
+		}
+		var value []byte
+		if !record.Deleted {
+			if !s.data.find(s.index.key) {
+				a.page.incomplete = true
+				continue
+			}
+			value = s.data.Value()
+		}
+		v.add(s.index.key, record.Version, value, q, a, to)
+	}
+	if err := firstError(s.index.fault(), s.data.Error()); err != nil {
+		return err
+	}
+	v.finish(a)
+	return nil
+}
+
+// add adds an entry of a scan; the value is sent along if it is small. An adopted
+// value that was changed around the Replicator no longer fits its stamp: peers would
+// refuse it, and it is left out.
+func (v *server) add(key []byte, version Version, value []byte, q *pull, a *answer, to sink) {
+	e := entry{key: key, Version: version, value: value}
+	if version.adopted() && !version.fits(valueHash(value)) {
+		v.warn()
+		return
+	}
+	if e.absent = !e.Deleted && (len(value) > inlineSize || e.adopted() && !q.empty); e.absent {
+		e.size = uint64(len(value))
+	}
+	to.add(&e)
+	a.entries++
+}
+
+func (v *server) warn() {
+	if !v.warned {
+		v.warned = true
+		v.d.settings.logger.Warn("replicator: values were changed around the Replicator; they are not replicated until they are written through it")
 	}
 }
 
@@ -188,119 +497,87 @@ type logged struct {
 	key []byte
 }
 
-// readLog adds the next records, in reverse. One that was superseded is passed
-// over: the later one was read, or will be.
-func (p *pageReader) readLog(v *view, w *pageWriter) error {
-	below := v.head + 1
-	if w.q.scan == scanLog {
-		below = w.q.reached
-	}
-	bottom := w.q.checkpoint.seq + 1
-	records, reached, err := p.recordsBelow(v, below, bottom)
-	if err != nil {
-		return err
-	}
-	w.page.reached = reached
-	if w.q.scan == scanNone && reached > bottom && p.rescan(records, v.head-bottom) {
-		w.page.rescan = true
-		return nil // all of it is going to come in key order
-	}
-	return p.addRecords(v, w, records)
-}
-
-// readRecent adds the records after the checkpoint if they are few: reading them
-// one by one is cheaper than an iterator over the log, and is all that a peer that
-// keeps up ever asks for. It declines, and adds nothing, if one of them was
-// superseded by a record that may be above the head that the view started with.
-func (p *pageReader) readRecent(v *view, w *pageWriter) (done bool, err error) {
-	q := w.q
-	bottom := q.checkpoint.seq + 1
-	if q.scan != scanNone || v.head < max(bottom, q.seen.seq) || v.head-bottom >= fewKeys || !p.d.history.knows(&q.cursor, v.head) {
-		return false, nil
-	}
-	var records []logged
-	for seq := bottom; seq <= v.head; seq++ {
-		if p.covers(seq, seq) {
-			continue
-		}
-		row, err := v.Get(logKey(seq), nil)
-		if err == leveldb.ErrNotFound {
-			return false, nil
-		}
-		if err != nil {
-			return false, err
-		}
-		_, key, err := logRow(seq, row)
-		if err != nil {
-			return false, err
-		}
-		records = append(records, logged{seq, key})
-	}
-	w.page.reached = bottom
-	err = p.addRecords(v, w, records)
-	if err == errMoved {
-		w.sink.reset()
-		w.entries = 0
-		return false, nil
-	}
-	return err == nil, err
-}
-
-var errMoved = errors.New("a key has moved up the log")
-
 func sortByKey(records []logged) {
 	slices.SortFunc(records, func(a, b logged) int { return bytes.Compare(a.key, b.key) })
 }
 
-// addRecords adds those of the records that are still the latest of their keys. It
-// sorts them.
-func (p *pageReader) addRecords(v *view, w *pageWriter, records []logged) error {
-	n := len(records)
-	if n == 0 {
-		return nil
+// recordsBelow collects a page of records in reverse, and tells down to where
+// it read. Those that the peer knows are passed over.
+func (v *server) recordsBelow(s *scanView, below uint64) (records []logged, reached uint64, err error) {
+	if s.log == nil {
+		s.log = newLogReader(s, s.after, s.to.seq)
 	}
-	sortByKey(records)
-	index := newFinder(v, p.d, tableIndex, n, records[0].key, records[n-1].key)
-	defer index.release()
-	data := newFinder(v, p.d, 0, n, records[0].key, records[n-1].key)
-	defer data.release()
-	for _, l := range records {
-		row, err := index.get(l.key)
-		if err == leveldb.ErrNotFound {
-			continue
+	f := v.filter()
+	ok := false
+	if s.placed {
+		ok = s.log.prev()
+	} else {
+		ok = s.log.below(below)
+		s.placed = true
+	}
+	size := 0
+	for scanned := 0; ok; ok, scanned = s.log.prev(), scanned+1 {
+		reached = s.log.seq
+		if !f.covers(s.log.version) {
+			records = append(records, logged{reached, bytes.Clone(s.log.key)})
+			size += len(s.log.key)
 		}
-		if err != nil {
-			return err
+		if len(records) >= v.d.settings.pageEntries || size >= maxPageBytes/2 || scanned >= maxPageScan {
+			return records, reached, s.log.fault()
 		}
-		record, err := indexRow(l.key, row)
-		if err != nil {
-			return err
-		}
-		if record.seq > v.head {
-			return errMoved
-		}
-		if record.seq != l.seq {
-			continue
-		}
-		var value []byte
-		if !record.Deleted {
-			value, err = data.get(l.key)
+	}
+	return records, s.after + 1, s.log.fault()
+}
+
+// logPage adds those of the records that are still the latest of their keys. The
+// later record of one that is not was read before.
+func (v *server) logPage(q *pull, records []logged, reached uint64, a *answer, to sink) error {
+	s := v.scan
+	if n := len(records); n > 0 {
+		sortByKey(records)
+		first, last := records[0].key, records[n-1].key
+		index := newFinder(s, v.d, tableIndex, n, first, last)
+		defer index.release()
+		data := newFinder(s, v.d, 0, n, first, last)
+		defer data.release()
+		for _, l := range records {
+			row, err := index.get(l.key)
 			if err == leveldb.ErrNotFound {
-				continue // removed behind the Replicator's back
+				continue
 			}
 			if err != nil {
 				return err
 			}
+			record, err := indexRow(l.key, row)
+			if err != nil {
+				return err
+			}
+			if record.seq != l.seq {
+				continue
+			}
+			var value []byte
+			if !record.Deleted {
+				value, err = data.get(l.key)
+				if err == leveldb.ErrNotFound {
+					a.page.incomplete = true
+					continue
+				}
+				if err != nil {
+					return err
+				}
+			}
+			v.add(l.key, record.Version, value, q, a, to)
 		}
-		w.add(l.key, record.Version, value)
 	}
+	a.page.reached, a.page.last = reached, reached <= s.after+1
+	v.finish(a)
 	return nil
 }
 
 // rescan reports whether a number of records, of which the first are a sample, are
 // read faster by a scan of the index. It sorts the sample.
-func (p *pageReader) rescan(sample []logged, records uint64) bool {
-	if decide := p.d.settings.rescan; decide != nil {
+func (v *server) rescan(sample []logged, records uint64) bool {
+	if decide := v.d.settings.rescan; decide != nil {
 		return decide()
 	}
 	n := len(sample)
@@ -308,66 +585,47 @@ func (p *pageReader) rescan(sample []logged, records uint64) bool {
 		return false
 	}
 	sortByKey(sample)
-	if !scattered(p.d, rowRange(tableIndex, sample[0].key, sample[n-1].key), n) {
+	if !scattered(v.d, rowRange(tableIndex, sample[0].key, sample[n-1].key), n) {
 		return false
 	}
-	size, err := p.d.size(tableRange(tableIndex))
+	size, err := v.d.size(tableRange(tableIndex))
 	return err == nil && uint64(size)/scanWorth < records
-}
-
-// recordsBelow collects a page of records in reverse, and tells down to where
-// it read.
-func (p *pageReader) recordsBelow(v *view, below, bottom uint64) (records []logged, reached uint64, err error) {
-	log := v.log // stands on its last record
-	ok := log.Valid()
-	if ok && below <= log.seq {
-		ok = log.below(below)
-	}
-	size := 0
-	for scanned := 0; ok; ok, scanned = log.prev(), scanned+1 {
-		if len(records) >= p.d.settings.pageEntries || size >= maxPageBytes/2 || scanned >= maxPageScan {
-			return records, reached, log.fault()
-		}
-		reached = log.seq
-		if p.covers(reached, reached) {
-			continue
-		}
-		records = append(records, logged{reached, bytes.Clone(log.key)})
-		size += len(log.key)
-	}
-	return records, bottom, log.fault()
 }
 
 // values reads what a fetch asks for: the current versions of as many of the
 // keys as fit into a frame, at least one. It returns how many keys are dealt with,
-// and how many entries the sink was given.
-func (p *pageReader) values(keys [][]byte, to sink) (answered, entries int, err error) {
-	snap, err := p.d.snapshot()
+// how many entries the sink was given, and whether something that was offered could
+// not be read.
+func (v *server) values(keys [][]byte, to sink) (answered, entries int, incomplete bool, err error) {
+	to.reset()
+	snap, err := v.d.snapshot()
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, false, err
 	}
 	defer snap.Release()
 	for ; answered < len(keys) && to.size() < maxPageBytes; answered++ {
 		key := keys[answered]
 		record, err := lookup(snap, key)
 		if err == leveldb.ErrNotFound {
-			continue
+			continue // it was forgotten since
 		}
 		if err != nil {
-			return 0, 0, err
+			return 0, 0, false, err
 		}
 		e := entry{key: key, Version: record.Version}
 		if !e.Deleted {
 			e.value, err = snap.Get(key, nil)
 			if err == leveldb.ErrNotFound {
+				incomplete = true
 				continue
 			}
 			if err != nil {
-				return 0, 0, err
+				return 0, 0, false, err
 			}
 		}
 		if e.adopted() && !e.fits(valueHash(e.value)) {
-			continue // see pageWriter.add
+			v.warn()
+			continue
 		}
 		if to.size() > 0 && to.size()+len(e.value) > 2*maxPageBytes {
 			break
@@ -375,5 +633,5 @@ func (p *pageReader) values(keys [][]byte, to sink) (answered, entries int, err 
 		to.add(&e)
 		entries++
 	}
-	return answered, entries, nil
+	return answered, entries, incomplete, nil
 }

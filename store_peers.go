@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 )
 
 // This file owns what is remembered of peers, and under which id they know this
@@ -15,20 +16,9 @@ import (
 // peerRecord is what is remembered of a peer, by its database id, over restarts.
 type peerRecord struct {
 	mu      sync.Mutex // guards what follows
-	unsaved bool       // the checkpoint moved over echoes since the row was written
+	unsaved bool       // the checkpoint moved since the row was written, over nothing that is new here
 
-	cursor // how far the peer's log has been merged here; moved by the session only
-
-	// settled is the last checkpoint at which the pull was caught up: what the
-	// peer can be told, once it is durable.
-	settled position
-	durable position // what was settled at the last Sync write, since Open
-
-	// acknowledged is up to where the peer has made our log durable, by its
-	// newest statement, which is restated in every session. peerHead is the
-	// head of the peer's own log that it stated with it.
-	acknowledged position
-	peerHead     uint64
+	cursor // how far the peer's log has been merged here; the peer's session moves it
 
 	// epochs are the newest ones that the peer had as its current, the latest
 	// last. One that comes back after another tells of two lineages.
@@ -38,6 +28,11 @@ type peerRecord struct {
 	addrs []string // where the peer was met, the latest last
 	name  string   // what it calls itself
 
+	// What the peer has stated since Open: the place in our log up to which it has
+	// merged everything, and up to which that is durable.
+	merged, durable position
+
+	repeats int     // scans that the peer could not read completely, since Open
 	traffic traffic // of ended sessions, since Open
 }
 
@@ -60,16 +55,16 @@ func (t *traffic) add(u traffic) {
 
 // peerSummary is what Status shows of a record.
 type peerSummary struct {
-	name         string
-	merged, seen position
-	acknowledged position
-	traffic      traffic
+	name            string
+	cursor          cursor
+	merged, durable position
+	traffic         traffic
 }
 
 func (p *peerRecord) summary() peerSummary {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return peerSummary{p.name, p.checkpoint, p.seen, p.acknowledged, p.traffic}
+	return peerSummary{p.name, p.cursor, p.merged, p.durable, p.traffic}
 }
 
 // count adds what a session carried that has ended.
@@ -93,19 +88,29 @@ func (p *peerRecord) place() cursor {
 	return p.cursor
 }
 
-// toAcknowledge returns what the peer can be told, and what of it a Sync write
-// has covered.
-func (p *peerRecord) toAcknowledge() (settled, durable position) {
+// hasMerged notes up to where the peer states that it has merged our log.
+func (p *peerRecord) hasMerged(place position) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.settled, p.durable
+	p.merged = place
 }
 
-// madeDurable notes that a Sync write has covered a position.
-func (p *peerRecord) madeDurable(settled position) {
+// hasDurable notes up to where the peer states that our log is durable there. The
+// newest statement counts, also if it is lower.
+func (p *peerRecord) hasDurable(place position) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.durable = settled
+	p.durable = place
+}
+
+// repeatAfter returns how long to wait before a scan that the peer could not read
+// completely is repeated: each time twice as long.
+func (p *peerRecord) repeatAfter(first, most time.Duration) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	after := min(most, first<<min(p.repeats, 16))
+	p.repeats++
+	return after
 }
 
 // isUnsaved reports whether the row is behind the record.
@@ -115,25 +120,13 @@ func (p *peerRecord) isUnsaved() bool {
 	return p.unsaved
 }
 
-// passed moves the cursor without a write of its own, over what the peer had from
-// here: it may as well be behind.
+// passed moves the cursor over what was here already. That needs no write of its own:
+// the row may as well be behind.
 func (p *peerRecord) passed(next cursor) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	moved := p.checkpoint != next.checkpoint || p.seen != next.seen
-	p.move(next)
-	p.unsaved = p.unsaved || moved
-}
-
-// move takes the cursor on. The caller holds mu.
-func (p *peerRecord) move(next cursor) {
+	p.unsaved = p.unsaved || !p.cursor.equal(next)
 	p.cursor = next
-	switch {
-	case next.caughtUp():
-		p.settled = next.checkpoint
-	case next.checkpoint.isZero():
-		p.settled = position{}
-	}
 }
 
 // save changes the record and adds its row to the commit.
@@ -145,24 +138,23 @@ func (p *peerRecord) save(x *section, id DatabaseID, change func(*peerRecord)) {
 	x.put(peerKey(id), p.append(nil))
 }
 
-// merged adds the cursor's new place to the commit that brings it there.
-func (p *peerRecord) merged(x *section, id DatabaseID, next cursor) {
-	p.save(x, id, func(p *peerRecord) { p.move(next) })
+// advanced adds the cursor's new place to the commit that brings it there.
+func (p *peerRecord) advanced(x *section, id DatabaseID, next cursor) {
+	p.save(x, id, func(p *peerRecord) { p.cursor = next })
 }
 
-// startOver forgets all positions, and returns the row that says so.
-func (p *peerRecord) startOver() []byte {
+// goBack puts the cursor where it was, at an opening.
+func (p *peerRecord) goBack(to cursor) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.move(cursor{})
-	p.acknowledged = position{}
+	p.cursor = to
+}
+
+// row returns what the peers' table has of the record.
+func (p *peerRecord) row() []byte {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	return p.append(nil)
-}
-
-func (p *peerRecord) isAcknowledged(merged position) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.acknowledged == merged
 }
 
 // meet notes that the peer is in this epoch and at this address, and its name. It
@@ -205,10 +197,8 @@ func (p *peerRecord) isForked(epoch Origin) bool {
 // append adds the row that parsePeerRecord reads. The caller holds mu, or is
 // alone with the record.
 func (p *peerRecord) append(dst []byte) []byte {
+	dst = append(dst, 0) // flags
 	dst = p.cursor.append(dst)
-	dst = appendPosition(dst, p.settled)
-	dst = appendPosition(dst, p.acknowledged)
-	dst = binary.AppendUvarint(dst, p.peerHead)
 	dst = append(dst, byte(len(p.epochs)))
 	for _, e := range p.epochs {
 		dst = binary.BigEndian.AppendUint64(dst, uint64(e))
@@ -217,12 +207,14 @@ func (p *peerRecord) append(dst []byte) []byte {
 	for _, a := range p.addrs {
 		dst = appendBytes(dst, a)
 	}
-	return appendBytes(dst, p.name)
+	dst = appendBytes(dst, p.name)
+	return binary.AppendUvarint(dst, 0) // kept for when the peer was seen last
 }
 
 func parsePeerRecord(b []byte) (*peerRecord, error) {
 	r := decoder{rest: b}
-	p := &peerRecord{cursor: r.cursor(), settled: r.position(), acknowledged: r.position(), peerHead: r.uvarint()}
+	r.byte()
+	p := &peerRecord{cursor: r.cursor()}
 	for n := r.byte(); n > 0 && r.err == nil; n-- {
 		p.epochs = append(p.epochs, Origin(r.uint64()))
 	}
@@ -230,6 +222,7 @@ func parsePeerRecord(b []byte) (*peerRecord, error) {
 		p.addrs = append(p.addrs, string(r.bytes(maxAddrSize)))
 	}
 	p.name = string(r.bytes(maxName))
+	r.uvarint()
 	if err := r.finish(); err != nil {
 		return nil, fmt.Errorf("%w: %w", errCorrupt, err)
 	}
@@ -287,26 +280,6 @@ func (d *store) savePeer(id DatabaseID, record *peerRecord, sync bool) error {
 	})
 }
 
-// acknowledge takes a peer's statement of what it has merged of this log, and of
-// its own head. The newest one holds, also if it is lower; one that is not of this
-// log is none.
-func (d *store) acknowledge(id DatabaseID, record *peerRecord, merged position, head uint64) error {
-	if record.isAcknowledged(merged) {
-		return nil
-	}
-	return d.enter(false, func(x *section) error {
-		// Here, since the peer can have read what is not published yet.
-		if !d.history.contains(merged, x.head) {
-			merged = position{}
-		}
-		if record.isAcknowledged(merged) {
-			return nil // a stranger's word makes no row
-		}
-		record.save(x, id, func(p *peerRecord) { p.acknowledged, p.peerHead = merged, head })
-		return nil
-	})
-}
-
 // renewID draws a new database id in the place of one that another replica has,
 // too, and returns it, or the zero id if that has been done already. What was
 // acknowledged to the old id may have been acknowledged to the other; checkpoints
@@ -318,8 +291,9 @@ func (d *store) renewID(old DatabaseID) (renewed DatabaseID, err error) {
 		}
 		renewed = newDatabaseID()
 		x.put(metaKey(metaID), renewed[:])
-		for id, record := range d.allPeers() {
-			record.save(x, id, func(p *peerRecord) { p.acknowledged, p.peerHead = position{}, 0 })
+		for _, record := range d.allPeers() {
+			record.hasMerged(position{})
+			record.hasDurable(position{})
 		}
 		d.mu.Lock()
 		d.name = renewed

@@ -37,7 +37,7 @@ type syncer struct {
 	store    *store
 	settings syncSettings
 	nonce    uint64
-	claims   claims
+	turns    *turns
 	entrance *entrance
 	refusals refusals
 
@@ -62,6 +62,7 @@ func startSync(d *store, settings syncSettings) *syncer {
 		nonce:    binary.BigEndian.Uint64(nonce[:]),
 		entrance: newEntrance(settings.maxHandshakes, settings.maxSessionsPerAddr),
 		refusals: refusals{logger: settings.logger},
+		turns:    newTurns(),
 		peers:    map[string]*peer{},
 		sessions: map[DatabaseID]*session{},
 		reports:  map[DatabaseID]*reporter{},

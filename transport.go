@@ -57,14 +57,6 @@ type conn struct {
 	moved          atomic.Int64 // bytes of pages and values, in both directions, more or less
 }
 
-// turn is a mutex that is held while a frame is on its way, which can take minutes
-// over a slow link, or while a commit is. In simulated time, nothing happens while
-// anybody waits for a sync.Mutex.
-type turn chan struct{}
-
-func (t turn) take()     { t <- struct{}{} }
-func (t turn) giveBack() { <-t }
-
 // newConn returns a conn with small buffers, for the handshake. timeout bounds
 // the time in which nothing arrives and nothing can be written.
 func newConn(c net.Conn, timeout time.Duration) *conn {

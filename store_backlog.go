@@ -1,0 +1,171 @@
+package replicator
+
+import (
+	"bytes"
+	"slices"
+	"sort"
+	"time"
+)
+
+// This file owns the backlog: the last commits, in memory, for peers that keep up.
+
+// backlog holds what was committed after a place in the log.
+type backlog struct {
+	limit   int // bytes
+	size    int
+	after   uint64 // everything behind this sequence is here
+	records deque[backRecord]
+	rises   deque[rise]
+	arena   []byte // where the next keys and values go
+}
+
+// backRecord is one record, with its value if that is not too large.
+type backRecord struct {
+	seq uint64
+	key []byte
+	Version
+	value   []byte
+	bytes   int       // of the value
+	present bool      // the value is here
+	own     bool      // the change was made here
+	at      time.Time // when a change from elsewhere was merged
+}
+
+const (
+	backlogValue = inlineSize // bytes of the largest value that is kept
+	backlogExtra = 128        // what a record takes beside key and value
+	arenaSize    = 64 << 10
+)
+
+func newBacklog(head uint64, limit int) backlog { return backlog{limit: limit, after: head} }
+
+// add takes in a commit. The section is published right after.
+func (b *backlog) add(x *section) {
+	size := 0
+	for i := range x.changes {
+		size += len(x.changes[i].key) + min(len(x.changes[i].value), backlogValue) + backlogExtra
+	}
+	if size > b.limit {
+		b.clear(x.head)
+		return
+	}
+	for i := range x.changes {
+		ch := &x.changes[i]
+		r := backRecord{seq: ch.seq, Version: ch.Version, bytes: ch.size, own: !ch.merged}
+		if !r.own {
+			r.at = x.now
+		}
+		r.key = b.copy(ch.key)
+		if !ch.dataless && !ch.Deleted {
+			if r.bytes = len(ch.value); r.bytes <= backlogValue {
+				r.value, r.present = b.copy(ch.value), true
+			}
+		}
+		b.records.push(r)
+		b.size += len(r.key) + len(r.value) + backlogExtra
+	}
+	for _, s := range x.rises {
+		b.rises.push(rise{s, x.head})
+		b.size += backlogExtra
+	}
+	for b.size > b.limit && b.records.len() > 0 {
+		r := b.records.pop()
+		b.size -= len(r.key) + len(r.value) + backlogExtra
+		b.after = r.seq
+	}
+	for b.rises.len() > 0 && (b.rises.at(0).seq <= b.after || b.size > b.limit) {
+		b.after = max(b.after, b.rises.pop().seq)
+		b.size -= backlogExtra
+	}
+	if b.records.len() == 0 && b.rises.len() == 0 {
+		b.after = x.head
+	}
+}
+
+// clear forgets everything up to a head.
+func (b *backlog) clear(head uint64) { *b = newBacklog(head, b.limit) }
+
+// copy keeps bytes in the arena.
+func (b *backlog) copy(p []byte) []byte {
+	if len(p) > arenaSize/4 {
+		return bytes.Clone(p)
+	}
+	if len(b.arena)+len(p) > cap(b.arena) {
+		b.arena = make([]byte, 0, arenaSize)
+	}
+	from := len(b.arena)
+	b.arena = append(b.arena, p...)
+	return b.arena[from:len(b.arena):len(b.arena)]
+}
+
+// reaches reports whether everything behind a sequence is here.
+func (b *backlog) reaches(seq uint64) bool { return seq >= b.after }
+
+// from returns the index of the first record behind a sequence.
+func (b *backlog) from(seq uint64) int {
+	return sort.Search(b.records.len(), func(i int) bool { return b.records.at(i).seq > seq })
+}
+
+// backlogSince calls visit with the key of every record behind a sequence, if the
+// backlog reaches back that far, which it reports.
+func (k *knowledge) backlogSince(seq uint64, visit func(key []byte)) bool {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	b := &k.backlog
+	if !b.reaches(seq) {
+		return false
+	}
+	for i := b.from(seq); i < b.records.len(); i++ {
+		visit(b.records.at(i).key)
+	}
+	return true
+}
+
+// unknownTo returns at most how many records behind a sequence a vector does not
+// cover.
+func (k *knowledge) unknownTo(v vector, seq uint64) (n uint64) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	b := &k.backlog
+	if v == nil || !b.reaches(seq) {
+		return k.head - min(seq, k.head)
+	}
+	for i := b.from(seq); i < b.records.len(); i++ {
+		if r := b.records.at(i); r.adopted() || !v.covers(r.Stamp) {
+			n++
+		}
+	}
+	return n
+}
+
+// risesIn returns what rose after one sequence and up to another, each origin's last,
+// but for one origin.
+func (b *backlog) risesIn(after, upTo uint64, but Origin) (delta []Stamp) {
+	last := vector{}
+	from := sort.Search(b.rises.len(), func(i int) bool { return b.rises.at(i).seq > after })
+	for i := from; i < b.rises.len() && b.rises.at(i).seq <= upTo; i++ {
+		if r := b.rises.at(i); r.Origin != but {
+			last[r.Origin] = r.Clock
+		}
+	}
+	return last.stamps()
+}
+
+// deque is a queue that can be indexed.
+type deque[T any] struct {
+	all   []T
+	start int
+}
+
+func (q *deque[T]) len() int    { return len(q.all) - q.start }
+func (q *deque[T]) at(i int) *T { return &q.all[q.start+i] }
+func (q *deque[T]) push(v T)    { q.all = append(q.all, v) }
+func (q *deque[T]) pop() (v T) {
+	var zero T
+	v, q.all[q.start] = q.all[q.start], zero
+	if q.start++; q.start > len(q.all)/2 && q.start > 64 {
+		q.all = slices.Delete(q.all, 0, q.start)
+		q.start = 0
+	}
+	return v
+}

@@ -1,0 +1,348 @@
+package replicator
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/syndtr/goleveldb/leveldb"
+)
+
+// This file owns what this replica knows: the vector, the adoptions, and the last
+// commits, as readers see them.
+
+// vectorRow is the vector's entry for one origin.
+type vectorRow struct {
+	clock uint64
+	risen uint64 // own head at which it last rose
+}
+
+func (v vectorRow) append(dst []byte) []byte {
+	return binary.AppendUvarint(binary.AppendUvarint(dst, v.clock), v.risen)
+}
+
+func (r *decoder) vectorRow() vectorRow { return vectorRow{r.uvarint(), r.uvarint()} }
+
+// knowledge is what this replica knows. All of it is as of one head. It is changed
+// after each commit, before anybody is told of it. It lives in memory; the rows that
+// it is read from at an opening are in the commits.
+type knowledge struct {
+	mu      sync.RWMutex // guards what follows
+	head    uint64
+	origin  Origin
+	history history // epochs of the log
+	own     uint64  // one above the greatest clock of an own change; 0: there is none
+	rows    map[Origin]vectorRow
+	order   []rise // in ascending order of when; those that were outdone since stay for a while
+	adopted adoptions
+	changes uint64 // counts what became of adopted
+	backlog backlog
+}
+
+// rise is one origin's clock, and when it came to be known.
+type rise struct {
+	Stamp
+	seq uint64
+}
+
+// load fills the knowledge at an opening.
+func (k *knowledge) load(head uint64, origin Origin, h history, rows map[Origin]vectorRow, adopted adoptions, backlogBytes int) {
+	k.head, k.origin, k.history, k.rows, k.adopted = head, origin, h, rows, adopted
+	for o, row := range rows {
+		k.order = append(k.order, rise{Stamp{row.clock, o}, row.risen})
+	}
+	slices.SortFunc(k.order, func(a, b rise) int {
+		if a.seq != b.seq {
+			return int(min(max(int64(a.seq)-int64(b.seq), -1), 1))
+		}
+		return a.Stamp.Compare(b.Stamp)
+	})
+	k.backlog = newBacklog(head, backlogBytes)
+}
+
+// publish takes in a commit.
+func (k *knowledge) publish(x *section) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.head, k.own, k.origin = x.head, x.own, x.origin
+	if x.epoch != nil {
+		last := len(k.history) - 1
+		if k.history[last].first == x.epoch.first {
+			k.history = k.history[:last] // an epoch without records is replaced
+		}
+		k.history = append(slices.Clone(k.history), *x.epoch)
+		k.backlog.clear(x.head)
+	}
+	if x.ended != nil {
+		k.rows[x.ended.Origin] = vectorRow{x.ended.Clock, x.ended.seq}
+		k.order = append(k.order, *x.ended)
+	}
+	for _, s := range x.rises {
+		if s.Origin != x.origin {
+			k.rows[s.Origin] = vectorRow{s.Clock, x.head}
+			k.order = append(k.order, rise{s, x.head})
+		}
+	}
+	if len(k.order) > 2*len(k.rows)+64 {
+		k.order = slices.DeleteFunc(k.order, func(r rise) bool { return k.rows[r.Origin].risen != r.seq })
+	}
+	if len(x.learned) > 0 {
+		k.adopted.merge(x.learned)
+		k.changes++
+	}
+	k.backlog.add(x)
+}
+
+// stamp returns the vector's entry for an origin. The caller holds mu.
+func (k *knowledge) clockOf(o Origin) (clock uint64, known bool) {
+	if o == k.origin {
+		return k.own - 1, k.own > 0
+	}
+	row, known := k.rows[o]
+	return row.clock, known
+}
+
+// isImage reports whether a pair of the vector, or a stamp, is of the current epoch, and
+// was not made in it: then this process goes on from an image of itself.
+func (d *store) isImage(s Stamp) bool {
+	d.known.mu.RLock()
+	defer d.known.mu.RUnlock()
+	return s.Origin == d.known.origin && s.Clock >= d.known.own
+}
+
+// covers reports whether this replica knows a change.
+func (k *knowledge) covers(s Stamp) bool {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	clock, known := k.clockOf(s.Origin)
+	return known && s.Clock <= clock && s.Origin&drawnOrigin != 0
+}
+
+// since returns what rose after a place in the own log, the own origin included, and
+// the head as of which that is.
+func (k *knowledge) since(seq uint64) (delta []Stamp, head uint64) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return k.sinceLocked(seq, k.own), k.head
+}
+
+// sinceLocked returns what rose after a place in the own log, the own origin included,
+// whose clock is one below own. The caller holds mu.
+func (k *knowledge) sinceLocked(seq, own uint64) (delta []Stamp) {
+	for i := len(k.order) - 1; i >= 0 && k.order[i].seq > seq; i-- {
+		if r := k.order[i]; k.rows[r.Origin].risen == r.seq {
+			delta = append(delta, r.Stamp)
+		}
+	}
+	if own > 0 {
+		delta = append(delta, Stamp{own - 1, k.origin})
+	}
+	return delta
+}
+
+// roseSince reports whether the vector rose after a place in the own log, but for the
+// own origin and another one.
+func (k *knowledge) roseSince(seq uint64, but Origin) bool {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	for i := len(k.order) - 1; i >= 0 && k.order[i].seq > seq; i-- {
+		if k.order[i].Origin != but {
+			return true
+		}
+	}
+	return false
+}
+
+// all returns the whole vector.
+func (k *knowledge) all() vector {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	v := make(vector, len(k.rows)+1)
+	for o, row := range k.rows {
+		v[o] = row.clock
+	}
+	if k.own > 0 {
+		v[k.origin] = k.own - 1
+	}
+	return v
+}
+
+// vectorRows returns a copy of the rows.
+func (k *knowledge) vectorRows() map[Origin]vectorRow {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return maps.Clone(k.rows)
+}
+
+// size is how many origins are known.
+func (k *knowledge) size() int {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return len(k.rows)
+}
+
+// adoptions returns a copy of what is known of adoptions, and a number that changes
+// with it.
+func (k *knowledge) adoptions() (adoptions, uint64) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	a := make(adoptions, len(k.adopted))
+	a.merge(k.adopted)
+	return a, k.changes
+}
+
+// join raises the vector in a commit.
+func (x *section) join(with []Stamp) {
+	for _, s := range with {
+		if clock, known := x.d.known.clockOf(s.Origin); known && clock >= s.Clock {
+			continue // nobody changes the knowledge while the section is held
+		}
+		if s.Origin == x.origin {
+			continue // it is an image of this process that knows more; see store.suspect
+		}
+		x.rises = append(x.rises, s)
+	}
+}
+
+// learn takes in what a peer, or this replica, knows of adoptions.
+func (x *section) learn(a adoptions) {
+	known, _ := x.d.known.adoptions()
+	x.learned = known.merge(a)
+	for id, mark := range x.learned {
+		x.put(adoptionKey(id), appendMark(nil, mark))
+	}
+}
+
+func appendMark(dst []byte, mark Stamp) []byte {
+	return binary.BigEndian.AppendUint64(binary.AppendUvarint(dst, mark.Clock), uint64(mark.Origin))
+}
+
+// addRises gives the rises of a commit a sequence, and their rows.
+func (x *section) addRises() {
+	if len(x.rises) > 0 && x.head == x.start.head {
+		x.head++ // else "since the checkpoint" would miss them
+	}
+	if x.head != x.start.head+uint64(len(x.changes)) {
+		x.put(metaKey(metaHead), encodeUint64(x.head)) // no record tells of the last sequence
+	}
+	for _, s := range x.rises {
+		if s.Origin != x.origin {
+			x.put(vectorKey(s.Origin), vectorRow{s.Clock, x.head}.append(nil))
+		}
+	}
+}
+
+// mark takes a clock of its own for the end of an adoption.
+func (x *section) mark(id adoptionID) error {
+	if err := x.reserve(x.clock.next); err != nil {
+		return err
+	}
+	mark := Stamp{x.clock.next, x.origin}
+	x.clock.next++
+	x.own = x.clock.next
+	x.head++
+	x.rises = append(x.rises, mark)
+	x.learn(adoptions{id: mark})
+	return nil
+}
+
+// learnAdoptions makes durable what a peer knows of adoptions, before any value that
+// one of them took in is merged: else a power cut could leave such a value, and nobody
+// here would know that there may be more of its kind.
+func (d *store) learnAdoptions(a adoptions) error {
+	known, _ := d.known.adoptions()
+	if len(known.merge(a)) == 0 {
+		return nil
+	}
+	return d.enter(true, func(x *section) error {
+		x.learn(a)
+		return nil
+	})
+}
+
+// position returns the head and the epochs of the log.
+func (d *store) position() (uint64, history) {
+	d.known.mu.RLock()
+	defer d.known.mu.RUnlock()
+	return d.known.head, d.known.history
+}
+
+// origin returns that of the current epoch.
+func (d *store) origin() Origin {
+	d.known.mu.RLock()
+	defer d.known.mu.RUnlock()
+	return d.known.origin
+}
+
+// loadVector reads the vector's rows.
+func loadVector(db reader) (map[Origin]vectorRow, error) {
+	rows := map[Origin]vectorRow{}
+	it := db.NewIterator(tableRange(tableVector), nil)
+	defer it.Release()
+	for it.Next() {
+		r := decoder{rest: it.Value()}
+		row := r.vectorRow()
+		if err := r.finish(); err != nil || len(rowName(it.Key())) != 8 {
+			return nil, fmt.Errorf("%w: vector row %x", errCorrupt, it.Key())
+		}
+		rows[Origin(rowSequence(it.Key()))] = row
+	}
+	return rows, it.Error()
+}
+
+// loadAdoptions reads the rows of adoptions.
+func loadAdoptions(db reader) (adoptions, error) {
+	a := adoptions{}
+	it := db.NewIterator(tableRange(tableAdoptions), nil)
+	defer it.Release()
+	for it.Next() {
+		r := decoder{rest: it.Value()}
+		mark := Stamp{r.uvarint(), Origin(r.uint64())}
+		if err := r.finish(); err != nil || len(rowName(it.Key())) != 8 {
+			return nil, fmt.Errorf("%w: adoption %x", errCorrupt, it.Key())
+		}
+		a[adoptionID(rowSequence(it.Key()))] = mark
+	}
+	return a, it.Error()
+}
+
+// putVector writes a vector in the place of the one that is there.
+func putVector(b *leveldb.Batch, there, wanted map[Origin]vectorRow) {
+	for o := range there {
+		if _, stays := wanted[o]; !stays {
+			b.Delete(vectorKey(o))
+		}
+	}
+	for o, row := range wanted {
+		if there[o] != row {
+			b.Put(vectorKey(o), row.append(nil))
+		}
+	}
+}
+
+// imageEvery is how often a new epoch may begin because of an image.
+const imageEvery = time.Minute
+
+// newEpoch begins a new epoch in the midst of an opening, and returns the origin of the
+// one before. It does nothing if that was done lately.
+func (d *store) newEpoch() (before Origin, began bool, err error) {
+	err = d.enter(true, func(x *section) error {
+		now := time.Now()
+		if !d.imaged.IsZero() && now.Sub(d.imaged) < imageEvery {
+			return nil
+		}
+		d.imaged, before, began = now, x.origin, true
+		if x.own > 0 {
+			x.ended = &rise{Stamp{x.own - 1, x.origin}, x.head}
+			x.put(vectorKey(x.origin), vectorRow{x.own - 1, x.head}.append(nil))
+		}
+		x.epoch = &epoch{x.head + 1, newOrigin(), maxSequence}
+		x.put(sequenceKey(nil, tableEpochs, x.epoch.first), x.epoch.row())
+		x.origin, x.own = x.epoch.origin, 0
+		return nil
+	})
+	return before, began, err
+}

@@ -75,7 +75,7 @@ func checkConsistent(r *Replicator) error {
 		if has {
 			live++
 		}
-		if record.seq < r.store.floor {
+		if record.seq < r.store.commits.visible.floor.Load() {
 			continue
 		}
 		row, err := snap.Get(logKey(record.seq), nil)
@@ -150,16 +150,17 @@ func LogRows(db reader) (rows []Row, err error) {
 
 // Cursor is how far the log of a peer has been merged.
 type Cursor struct {
-	Checkpoint, Seen, Upper, Settled uint64
-	Log, Full                        bool   // the kind of the unfinished scan
-	Reached                          uint64 // by a log scan
-	Key                              string // reached by a full one
+	Checkpoint, Upper, Seen uint64
+	Joined                  bool
+	Log, Keys               bool   // the kind of the unfinished scan
+	Reached                 uint64 // by a scan of the log
+	Key                     string // reached by one in key order
 }
 
 // StoredCursor returns what the row of a peer says; without one, nothing is
 // merged.
 func StoredCursor(db reader, peer DatabaseID) (Cursor, error) {
-	row, err := db.Get(tableKey(nil, tablePeers, peer[:]), nil)
+	row, err := db.Get(peerKey(peer), nil)
 	if err == leveldb.ErrNotFound {
 		return Cursor{}, nil
 	}
@@ -171,9 +172,36 @@ func StoredCursor(db reader, peer DatabaseID) (Cursor, error) {
 		return Cursor{}, err
 	}
 	return Cursor{
-		p.checkpoint.seq, p.seen.seq, p.upper.seq, p.settled.seq,
-		p.scan == scanLog, p.scan == scanFull, p.reached, string(p.key),
+		p.checkpoint.seq, p.upper.seq, p.seen.seq, p.joined,
+		p.scan == scanLog, p.scan == scanKeys, p.reached, string(p.key),
 	}, nil
+}
+
+// Vector returns what a replica knows.
+func Vector(r *Replicator) map[Origin]uint64 { return r.store.known.all() }
+
+// Change is one change of a key.
+type Change struct {
+	Key string
+	Version
+}
+
+// CheckKnown returns what a replica's vector covers of some changes, and what is not
+// here, nor anything greater of its key.
+func CheckKnown(r *Replicator, changes []Change) error {
+	return r.store.enter(false, func(*section) error {
+		known := r.store.known.all()
+		for _, ch := range changes {
+			if !known.covers(ch.Stamp) {
+				continue
+			}
+			record, err := lookup(r.store, []byte(ch.Key))
+			if err != nil || record.Version.Compare(ch.Version) < 0 {
+				return fmt.Errorf("key %q: the vector covers %v, here is %v, %v", ch.Key, ch.Version, record.Version, err)
+			}
+		}
+		return nil
+	})
 }
 
 // Entry is a change from elsewhere.
@@ -189,8 +217,17 @@ func Examine(r *Replicator, entries ...Entry) (commit func() (int, error), err e
 	for i, e := range entries {
 		arrived[i] = entry{key: []byte(e.Key), Version: e.Version, value: []byte(e.Value)}
 	}
-	c, err := r.store.examine(arrived)
-	return func() (int, error) { return r.store.merge(c, func(first, last uint64) {}, nil) }, err
+	var blind blindness
+	c, err := r.store.examine(arrived, &blind)
+	return func() (won int, err error) {
+		err = r.store.merge(c, &blind, nil)
+		for _, wins := range c.wins {
+			if wins {
+				won++
+			}
+		}
+		return won, err
+	}, err
 }
 
 // ExpireLog removes the log records below a floor from a database that no
@@ -254,72 +291,3 @@ func Connections(r *Replicator) (n int) {
 	return n
 }
 
-// PageServer makes the pages that a session sends.
-type PageServer struct {
-	reader  pageReader
-	entries entryWriter
-}
-
-// NewPageServer serves a peer that brought nothing itself.
-func NewPageServer(r *Replicator) *PageServer {
-	return &PageServer{reader: pageReader{d: r.store, covers: func(uint64, uint64) bool { return false }}}
-}
-
-// Recent makes the first page of what came after a sequence, and returns how many
-// entries it has.
-func (s *PageServer) Recent(after uint64) (entries int, err error) {
-	at := s.reader.d.history.label(after)
-	_, entries, err = s.serve(cursor{checkpoint: at, seen: at})
-	return entries, err
-}
-
-// KeyOrder makes a page of everything behind a key, in key order. It returns the last
-// key that the page covers, or nil if nothing is left behind it.
-func (s *PageServer) KeyOrder(behind []byte) (last []byte, entries int, err error) {
-	c := cursor{scan: scanFull, key: behind}
-	if behind != nil {
-		c.upper = s.reader.d.history.label(s.reader.d.head())
-	}
-	p, entries, err := s.serve(c)
-	if p.done {
-		return nil, entries, err
-	}
-	return p.key, entries, err
-}
-
-func (s *PageServer) serve(c cursor) (page, int, error) {
-	s.entries.reset()
-	p, n, err := s.reader.read(&pull{cursor: c, inline: inlineSize}, &s.entries)
-	s.entries.page(&p, n)
-	return p, n, err
-}
-
-// PageMerger merges pages of one size, whose memory it uses again.
-type PageMerger struct {
-	d       *store
-	entries []entry
-}
-
-// NewPageMerger makes pages of a number of entries with one value.
-func NewPageMerger(r *Replicator, entries int, value []byte) *PageMerger {
-	m := &PageMerger{d: r.store, entries: make([]entry, entries)}
-	for i := range m.entries {
-		m.entries[i].value = value
-	}
-	return m
-}
-
-// Set makes an entry of the page a put with the given stamp. Keys must ascend.
-func (m *PageMerger) Set(i int, key []byte, stamp Stamp) {
-	e := &m.entries[i]
-	e.key, e.Version = append(e.key[:0], key...), Version{Stamp: stamp}
-}
-
-// Merge merges the page, and returns how many of its entries won.
-func (m *PageMerger) Merge() (int, error) {
-	c, err := m.d.examine(m.entries)
-	if err != nil {
-		return 0, err
-	}
-	return m.d.merge(c, func(first, last uint64) {}, nil)
-}

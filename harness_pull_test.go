@@ -53,7 +53,7 @@ func covered(cursor replicator.Cursor, peer, here map[string]replicator.Row) err
 		switch {
 		case cursor.Log:
 			covers = covers || cursor.Reached <= row.Seq && row.Seq <= cursor.Upper
-		case cursor.Full:
+		case cursor.Keys:
 			covers = row.Seq <= cursor.Upper && key <= cursor.Key
 		}
 		if covers && here[key].Stamp.Compare(row.Stamp) < 0 {

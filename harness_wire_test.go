@@ -22,15 +22,20 @@ import (
 
 // The frame types of docs/PROTOCOL.md, written down a second time.
 const (
-	wireHello  = 1
-	wireAccept = 2
-	wireBye    = 3
-	wirePull   = 5
-	wirePage   = 6
-	wireFetch  = 7
-	wireValues = 8
-	wirePing   = 9
-	wirePong   = 10
+	wireHello     = 1
+	wireAccept    = 2
+	wireBye       = 3
+	wireTerms     = 4
+	wireVector    = 5
+	wireAdoptions = 6
+	wirePull      = 7
+	wirePage      = 8
+	wireFetch     = 9
+	wireValues    = 10
+	wirePing      = 11
+	wirePong      = 12
+	wireAck       = 13
+	wireFlush     = 14
 )
 
 // wirePeer is a peer that is made by hand: it speaks frames, and nothing else
@@ -52,8 +57,20 @@ func wireBytes[T ~string | ~[]byte](dst []byte, b T) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(b))), b...)
 }
 
-func wirePosition(dst []byte, epoch, seq uint64) []byte {
-	return binary.AppendUvarint(binary.BigEndian.AppendUint64(dst, epoch), seq)
+// wirePlace is a position in an epoch that is written out.
+func wirePlace(dst []byte, epoch, seq uint64) []byte {
+	return binary.BigEndian.AppendUint64(binary.AppendUvarint(dst, 2+2*seq), epoch)
+}
+
+// wireStamp is a pair of the vector.
+type wireStamp struct{ origin, clock uint64 }
+
+func wireStamps(dst []byte, stamps ...wireStamp) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(stamps)))
+	for _, s := range stamps {
+		dst = binary.BigEndian.AppendUint64(binary.AppendUvarint(dst, 2*s.clock), s.origin)
+	}
+	return dst
 }
 
 // wireHi is a hello. Its id is small, so that this side decides.
@@ -70,7 +87,7 @@ type wireHi struct {
 
 func newWireHi() wireHi {
 	return wireHi{
-		versions: [2]uint64{1, 1}, clockKind: 1, id: [16]byte{15: 1},
+		versions: [2]uint64{2, 2}, clockKind: 1, id: [16]byte{15: 1},
 		epoch: 1<<63 | 77, nonce: 88, maxKey: 64 << 10, maxSize: 16 << 20,
 	}
 }
@@ -79,14 +96,14 @@ func (h wireHi) payload() []byte {
 	b := []byte("replicator\r\n")
 	b = binary.AppendUvarint(b, h.versions[0])
 	b = binary.AppendUvarint(b, h.versions[1])
-	b = append(b, h.clockKind)
+	b = append(b, h.flags, h.clockKind)
 	b = wireBytes(b, h.cluster)
 	b = append(b, h.id[:]...)
 	b = binary.BigEndian.AppendUint64(b, h.epoch)
 	b = binary.BigEndian.AppendUint64(b, h.nonce)
 	b = binary.AppendUvarint(b, h.maxKey)
 	b = binary.AppendUvarint(b, h.maxSize)
-	return append(wireBytes(b, h.name), h.flags)
+	return append(wireBytes(b, h.name), 0) // no local prefix
 }
 
 // wireEntry is an entry with its value, or, if size is not 0, without.
@@ -94,7 +111,7 @@ type wireEntry struct {
 	key           string
 	clock, origin uint64
 	value         string
-	size, hash    uint64
+	size          uint64
 	deleted       bool
 }
 
@@ -113,15 +130,20 @@ func (e wireEntry) append(dst []byte) []byte {
 		return dst
 	}
 	if e.size > 0 {
-		return binary.BigEndian.AppendUint64(binary.AppendUvarint(dst, e.size), e.hash)
+		return binary.AppendUvarint(dst, e.size)
 	}
 	return wireBytes(dst, e.value)
 }
 
-// wireFullPage is the last page of a full pull, which has one only.
+// wireFullPage is the only page of a scan of everything in key order.
 func wireFullPage(epoch, head uint64, entries ...wireEntry) []byte {
-	b := wirePosition([]byte{2}, epoch, head)
-	b = append(b, 1, 0)      // floor, reached
+	return wireFullPageKnowing(epoch, head, nil, entries...)
+}
+
+// wireFullPageKnowing is the same, from somebody who knows more than nothing.
+func wireFullPageKnowing(epoch, head uint64, known []wireStamp, entries ...wireEntry) []byte {
+	b := binary.AppendUvarint(nil, 4|8|16|256) // first, last, whole, keys
+	b = wireStamps(wirePlace(b, epoch, head), known...)
 	b = wireBytes(b, "\xfe") // key
 	b = binary.AppendUvarint(b, uint64(len(entries)))
 	for _, e := range entries {
@@ -130,12 +152,8 @@ func wireFullPage(epoch, head uint64, entries ...wireEntry) []byte {
 	return b
 }
 
-// wireFullPull asks for the first page of a full pull.
-func wireFullPull() []byte {
-	b := wirePosition(wirePosition([]byte{0, 0}, 0, 0), 0, 0) // flags, inline, checkpoint, seen
-	b = wirePosition(append(b, 2), 0, 0)                      // scan, upper
-	return append(b, 0, 0)                                    // reached, key
-}
+// wireFullPull asks for everything: no flags, no checkpoint.
+func wireFullPull() []byte { return []byte{0, 0} }
 
 func dialWire(t testing.TB, addr net.Addr) *wirePeer {
 	c, err := net.Dial("tcp", addr.String())

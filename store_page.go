@@ -162,7 +162,7 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 		r := b.records.at(i)
 		known := f.covers(r.Version)
 		free := r.own || !now.Before(r.at.Add(relayDelay))
-		held := !free && !known && r.seq > told && now.After(v.useful)
+		held := !free && !known && r.seq > told && q.joined && now.After(v.useful)
 		if held || len(records) >= v.d.settings.pageEntries || size >= maxPageBytes {
 			if upTo = r.seq - 1; held {
 				a.wait = r.at.Add(relayDelay).Sub(now)
@@ -184,7 +184,7 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 	if len(records) == 0 && a.wait > 0 && v.sendAhead(f, i, &a, to) {
 		return a, true
 	}
-	if upTo == after && q.joined && q.wait {
+	if upTo == after && q.wait && (q.joined || upTo < q.seen.seq) {
 		return a, true
 	}
 	a.page.to, a.page.whole = k.history.label(upTo), !q.joined
@@ -434,7 +434,11 @@ func (v *server) sent() {
 func (v *server) keyPage(q *pull, a *answer, to sink) error {
 	s := v.scan
 	if s.index == nil {
-		s.index = newIndexReader(s, q.key, !a.page.first)
+		var after []byte
+		if !a.page.first {
+			after = q.key // of a page that begins a scan, it is that of another one
+		}
+		s.index = newIndexReader(s, after, !a.page.first)
 		s.data = newWalker(s, nil)
 	}
 	f := v.filter()

@@ -1,0 +1,5 @@
+package replicator
+
+import "flag"
+
+var update = flag.Bool("update", false, "")

@@ -114,7 +114,19 @@ func (p *peer) set(state State) {
 	p.mu.Unlock()
 }
 
-// ask returns the next attempt to begin, and sees to it that it does at once.
+// sessionOrAttempt returns what sessionOf finds or, without a session, an attempt that
+// has not begun yet. No session can be registered in between: its attempt would have
+// been settled by then, and nothing would settle the next one before the session ends.
+func (y *syncer) sessionOrAttempt(p *peer, answers int) (*session, *attempt) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if s := p.sessionIn(y.sessions, answers); s != nil {
+		return s, nil
+	}
+	return nil, p.ask()
+}
+
+// ask returns the next attempt to begin, and makes it begin at once.
 func (p *peer) ask() *attempt {
 	p.mu.Lock()
 	defer p.mu.Unlock()

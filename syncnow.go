@@ -104,10 +104,10 @@ var errElsewhere = errors.New("replicator: the peer is waited for at its address
 func (y *syncer) contact(ctx context.Context, p *peer, answers int) (*session, error) {
 	const enough = 3 // attempts that led to no session that lasts
 	for range enough {
-		if s := y.sessionOf(p, answers); s != nil {
+		s, a := y.sessionOrAttempt(p, answers)
+		if s != nil {
 			return s, nil
 		}
-		a := p.ask()
 		select {
 		case <-a.done:
 			if a.err != nil {

@@ -13,18 +13,18 @@ import (
 // This file owns the store: the local database with its change log, as the floors
 // above see it.
 
-// store is one database with its change log, index, and what is remembered of
-// peers. It knows nothing of connections. Its methods are safe for concurrent use.
+// store is one database with its change log, its index and its records of peers. It
+// knows nothing of connections. Its methods are safe for concurrent use.
 type store struct {
 	engine
 	commits  committer
 	settings storeSettings
-	fresh    bool    // never opened before
+	fresh    bool    // never wrapped before
 	history  history // epochs of the log
 	floor    uint64  // records below it are not served
 	adopter  *adopter
 
-	ctx    context.Context // done when the background work is to end
+	ctx    context.Context // done when the background work must end
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
@@ -36,19 +36,19 @@ type store struct {
 		sync.Mutex
 		list []*subscription
 	}
-	wakes    atomic.Pointer[[]*subscription] // the same, for the commit section
-	meetings atomic.Uint64                   // epochs of peers noted since the opening
+	wakes    atomic.Pointer[[]*subscription] // a copy of the list, for the commit section
+	meetings atomic.Uint64                   // number of epochs of peers recorded since the opening
 }
 
-// storeSettings is what the store needs to know of its owner's wishes.
+// storeSettings are the options that concern the store.
 type storeSettings struct {
 	logger       *slog.Logger
 	maxValue     int // bytes
 	skipAdoption bool
 	recovered    bool
 	bootID       string
-	pageEntries  int         // how many entries a page has at most
-	rescan       func() bool // for tests; decides whether a long log scan becomes one in key order
+	pageEntries  int         // maximum number of entries in a page
+	rescan       func() bool // for tests: decides whether a long log scan becomes a scan in key order
 }
 
 // openStore opens the store of a database and starts its background work.
@@ -76,8 +76,8 @@ func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
 	return d, nil
 }
 
-// close ends the background work, makes everything durable and marks the database
-// as cleanly closed. Nobody may use the store any more, but to read its state.
+// close ends the background work, makes everything durable and marks the database as
+// cleanly closed. Afterwards the store may only be asked for its state.
 func (d *store) close() error {
 	d.cancel()
 	d.wg.Wait()
@@ -94,28 +94,29 @@ func (d *store) id() DatabaseID {
 	return d.name
 }
 
-// origin returns the current epoch's.
+// origin returns the origin of the current epoch.
 func (d *store) origin() Origin { return d.history[len(d.history)-1].origin }
 
 func (d *store) head() uint64 { return d.commits.visible.head.Load() }
 
-// failure returns the error that stopped the writes, or nil; failed is closed when
-// there is one.
-func (d *store) failure() error          { return d.commits.failure() }
+// failure returns the error that stopped all writes, or nil.
+func (d *store) failure() error { return d.commits.failure() }
+
+// failed returns a channel that is closed when a write has failed.
 func (d *store) failed() <-chan struct{} { return d.commits.over }
 
-// enter runs work inside the commit section, see committer.enter.
+// enter runs work in the commit section. See committer.enter.
 func (d *store) enter(sync bool, work func(*section) error) error {
 	return d.commits.enter(sync, work)
 }
 
 // subscription tells its holder of commits.
 type subscription struct {
-	wake  chan struct{} // holds something if there were commits since it was read last
-	local atomic.Bool   // one of them was of callers here; the holder clears it
+	wake  chan struct{} // holds a value if there were commits since the last receive
+	local atomic.Bool   // set if one of them was local; cleared by the holder
 }
 
-// subscribe returns a subscription, to be ended with unsubscribe.
+// subscribe returns a subscription, which must be ended with unsubscribe.
 func (d *store) subscribe() *subscription {
 	sub := &subscription{wake: make(chan struct{}, 1)}
 	d.resubscribe(func(list []*subscription) []*subscription { return append(list, sub) })
@@ -137,7 +138,7 @@ func (d *store) resubscribe(change func([]*subscription) []*subscription) {
 	d.wakes.Store(&list)
 }
 
-// notify tells the subscribers of a commit. It is called in the commit section.
+// notify tells the subscribers of a commit. It must be called in the commit section.
 func (d *store) notify(local bool) {
 	if list := d.wakes.Load(); list != nil {
 		for _, sub := range *list {
@@ -149,7 +150,7 @@ func (d *store) notify(local bool) {
 	}
 }
 
-// signal puts something into a channel of capacity 1, unless it is full.
+// signal sends a value to a channel of capacity 1, unless the channel is full.
 func signal(to chan struct{}) {
 	select {
 	case to <- struct{}{}:

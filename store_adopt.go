@@ -9,13 +9,12 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// This file owns the taking in of keys that were there before the Replicator.
+// This file owns adoption: stamping the keys that a database held before it was wrapped.
 
-// adoption is the persisted progress of taking in the keys that a database held
-// before it was wrapped.
+// adoption is the progress of adoption. It is persisted.
 type adoption struct {
 	done             bool
-	key              []byte // taken in up to and with this key; nil: none yet
+	key              []byte // adopted up to and including this key; nil: none yet
 	adopted, skipped uint64
 }
 
@@ -57,9 +56,10 @@ const (
 	maxAdoptedBytes = 512 << 10
 )
 
-// adopter takes in, in the background, every key that has no index record, with
-// clock 0 and a hash of the value for an origin: replicas that start from the
-// same copy agree at once, and any change made through a Replicator is newer.
+// adopter adopts, in the background, every key that has no index record. The stamp of
+// an adopted key has clock 0, and a hash of the value as its origin. So replicas that
+// start from the same copy agree at once, and every change made through a Replicator is
+// newer.
 type adopter struct {
 	d        *store
 	active   atomic.Bool
@@ -73,16 +73,16 @@ func newAdopter(d *store, state adoption) *adopter {
 	return a
 }
 
-// running reports whether there may be keys that are yet to be taken in.
+// running reports whether there may be keys that are not adopted yet.
 func (a *adopter) running() bool { return a.active.Load() }
 
-// run adopts batch after batch until all is taken in.
+// run adopts batches until all keys are adopted.
 func (a *adopter) run(ctx context.Context) {
 	if !a.running() {
 		return
 	}
-	// What was written before the opening may not be durable yet. A power cut must
-	// not take a value and leave the index row that adoption made of it.
+	// Writes from before the opening may not be durable yet. A power cut must not
+	// lose a value and keep the index row that adoption derived from it.
 	err := a.d.enter(false, func(*section) error { return a.d.commits.flush() })
 	for done := false; ctx.Err() == nil; {
 		if err == nil {
@@ -131,8 +131,8 @@ func (a *adopter) step() (done bool, err error) {
 	return next.done, nil
 }
 
-// unindexed collects the next keys without an index record, with the versions
-// that their values give them, and moves the progress past them.
+// unindexed collects the next keys without an index record, and the versions that
+// adoption gives them. It moves the progress past these keys.
 func (a *adopter) unindexed(progress *adoption) (keys [][]byte, versions []Version, err error) {
 	var from, fromIndex util.Range
 	if progress.key != nil {

@@ -6,56 +6,58 @@ import (
 	"time"
 )
 
-// This file owns what a replica tells of itself.
+// This file owns Status: the state that a replica reports.
 
 // Status is a replica's state at one moment. It marshals to readable JSON.
 type Status struct {
 	ID         DatabaseID     `json:"id"`
-	Epoch      Origin         `json:"epoch"`      // this opening's stretch of the log
-	Clock      uint64         `json:"clock"`      // clock that the next local change will get
-	Head       uint64         `json:"head"`       // sequence of the last log record
-	Floor      uint64         `json:"floor"`      // sequence below which log records are gone
-	LogRecords uint64         `json:"logRecords"` // records in the log
-	Listening  string         `json:"listening,omitempty"`
-	Failed     string         `json:"failed,omitempty"` // why writes are refused
+	Epoch      Origin         `json:"epoch"`               // of this opening
+	Clock      uint64         `json:"clock"`               // clock of the next local change
+	Head       uint64         `json:"head"`                // sequence of the last log record
+	Floor      uint64         `json:"floor"`               // sequence below which log records are not served
+	LogRecords uint64         `json:"logRecords"`          // number of records in the log
+	Listening  string         `json:"listening,omitempty"` // address that peers can dial
+	Failed     string         `json:"failed,omitempty"`    // why writes are refused
 	Adoption   AdoptionStatus `json:"adoption"`
-	Peers      []PeerStatus   `json:"peers"` // configured ones by address, then those that dialled in
+	Peers      []PeerStatus   `json:"peers"` // configured peers by address, then peers that dialled in
 }
 
-// AdoptionStatus tells how far the keys that the database held before it was
-// wrapped are taken in.
+// AdoptionStatus is the progress of adopting the keys that the database held before it
+// was wrapped.
 type AdoptionStatus struct {
 	Done    bool   `json:"done"`
-	Adopted uint64 `json:"adopted"` // keys taken in
-	Skipped uint64 `json:"skipped"` // keys left out because they or their values are too large
+	Adopted uint64 `json:"adopted"` // number of adopted keys
+	Skipped uint64 `json:"skipped"` // number of keys left out because they or their values are too large
 }
 
-// PeerStatus is what is known of one address, or of one peer that dialled in.
-// What is not known is nil.
+// PeerStatus describes one configured address, or one peer that dialled in. A figure
+// that is not known is nil.
 type PeerStatus struct {
-	Addr       string     `json:"addr"`
-	Configured bool       `json:"configured"` // in Options.Peers or added by AddPeer
+	Addr       string     `json:"addr"`       // configured, or the remote address of the connection
+	Configured bool       `json:"configured"` // in Options.Peers, or added by AddPeer
 	Meta       Meta       `json:"meta,omitempty"`
 	ID         DatabaseID `json:"id,omitzero"`
 	Name       string     `json:"name,omitempty"`   // the peer's Options.Name
 	SameAs     string     `json:"sameAs,omitempty"` // another configured address that leads to the same replica
 	State      State      `json:"state"`
-	DialedBy   Side       `json:"dialedBy,omitempty"` // in a session
+	DialedBy   Side       `json:"dialedBy,omitempty"` // during a session
 
-	// Behind is at most how many records of the peer's log, as last heard, are not
-	// merged here; Unconfirmed, how many of our log the peer has not acknowledged;
-	// Acknowledged, up to which sequence the peer has made our log durable.
+	// Behind is an upper bound of the number of records in the peer's log, as last
+	// heard, that are not merged here. Unconfirmed is an upper bound of the number of
+	// records in this replica's log that the peer has not acknowledged. Acknowledged is
+	// the sequence up to which the peer has made this replica's log durable.
 	Behind       *uint64 `json:"behind"`
 	Unconfirmed  *uint64 `json:"unconfirmed"`
 	Acknowledged *uint64 `json:"acknowledged"`
 
 	LastSuccess time.Time `json:"lastSuccess,omitzero"` // last answer from the peer
 	LastError   string    `json:"lastError,omitempty"`
-	NextAttempt time.Time `json:"nextAttempt,omitzero"` // while waiting
+	NextAttempt time.Time `json:"nextAttempt,omitzero"` // time of the next attempt to dial, while waiting
 
-	BytesIn    int64 `json:"bytesIn"` // since Open, as are the others
+	// Traffic since Open.
+	BytesIn    int64 `json:"bytesIn"`
 	BytesOut   int64 `json:"bytesOut"`
-	RecordsIn  int64 `json:"recordsIn"` // what was offered, also if it was here already
+	RecordsIn  int64 `json:"recordsIn"` // includes records that were already here
 	RecordsOut int64 `json:"recordsOut"`
 }
 
@@ -82,7 +84,7 @@ func (r *Replicator) Status() Status {
 	peers, sessions := r.syncer.connections()
 	slices.SortFunc(peers, func(a, b *peer) int { return cmp.Compare(a.addr, b.addr) })
 	shown := map[DatabaseID]bool{}
-	first := map[DatabaseID]string{} // address by which a replica was shown
+	first := map[DatabaseID]string{} // first address of each replica
 	for _, p := range peers {
 		state, session := p.glance(), p.sessionIn(sessions, anyAnswer)
 		ps := newPeerStatus(state)
@@ -109,7 +111,7 @@ func (r *Replicator) Status() Status {
 	return s
 }
 
-// newPeerStatus shows what a configured address knows by itself.
+// newPeerStatus returns the status of a configured address without record and session.
 func newPeerStatus(g peerGlance) PeerStatus {
 	ps := PeerStatus{
 		Addr: g.addr, Configured: true, Meta: g.meta, ID: g.id, State: g.state,
@@ -124,7 +126,7 @@ func newPeerStatus(g peerGlance) PeerStatus {
 	return ps
 }
 
-// describe adds what the peer's record and the session with it tell.
+// describe adds the figures of the peer's record and of its session. Both may be nil.
 func (ps *PeerStatus) describe(head uint64, record *peerRecord, s *session) {
 	var known peerSummary
 	if record != nil {

@@ -13,7 +13,7 @@ import (
 type entrance struct {
 	maxHandshakes, maxPerAddr int
 
-	mu         sync.Mutex // guards what follows
+	mu         sync.Mutex // guards the fields below
 	handshakes int
 	from       map[string]int // number of connections by remote host
 	turning    int            // number of connections that are being turned away

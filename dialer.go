@@ -32,7 +32,7 @@ type peer struct {
 	cancel context.CancelCauseFunc
 	report *reporter
 
-	mu        sync.Mutex // guards what follows
+	mu        sync.Mutex // guards the fields below
 	meta      Meta
 	trying    *attempt   // in progress; nil: none
 	next      *attempt   // requested, but not begun; nil: none

@@ -28,7 +28,7 @@ type Replicator struct {
 	gate     gate
 	holds    holds
 
-	closing   sync.Mutex // guards what follows
+	closing   sync.Mutex // guards the fields below
 	stopped   bool       // background work has ended, and the database was marked as clean
 	closed    bool
 	closedErr error

@@ -22,7 +22,7 @@ const remindEvery = time.Hour
 type reporter struct {
 	logger *slog.Logger // with the attribute peer
 
-	mu       sync.Mutex           // guards what follows
+	mu       sync.Mutex           // guards the fields below
 	since    time.Time            // time of the loss; zero: the peer is here
 	told     map[string]time.Time // cause of a loss → time of its last message
 	open     bool                 // the loss was logged, but not yet the return
@@ -148,7 +148,7 @@ func causeOf(err error) string {
 type refusals struct {
 	logger *slog.Logger
 
-	mu   sync.Mutex // guards what follows
+	mu   sync.Mutex // guards the fields below
 	last map[string]refusal
 }
 

@@ -13,7 +13,7 @@ import (
 type schedule struct {
 	min, max time.Duration
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	interval time.Duration
 	rearm    chan struct{} // tells wait that the interval has shrunk
 }

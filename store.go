@@ -28,7 +28,7 @@ type store struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	name  DatabaseID // the database's id
 	peers map[DatabaseID]*peerRecord
 

@@ -44,7 +44,7 @@ type syncer struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	stopped  bool
 	peers    map[string]*peer         // configured, by address
 	sessions map[DatabaseID]*session  // live, one for each peer

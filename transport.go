@@ -49,10 +49,10 @@ type conn struct {
 	readUntil time.Time // the read deadline that is set
 	bulk      bool      // the frame being read is a page or values
 
-	sending turn // guards what follows, and is held while a frame is written
+	sending turn // guards the fields below, and is held while a frame is written
 	writer  *bufio.Writer
 
-	deadline   sync.Mutex // guards what follows
+	deadline   sync.Mutex // guards the fields below
 	writeUntil time.Time  // the write deadline that is set
 	writeSince time.Time  // start of the write in progress; zero: none
 

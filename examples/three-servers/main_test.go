@@ -118,7 +118,7 @@ type terminal struct {
 	in   io.WriteCloser
 	done chan error
 
-	mu  sync.Mutex // guards what follows
+	mu  sync.Mutex // guards the fields below
 	out bytes.Buffer
 }
 

@@ -59,7 +59,7 @@ type session struct {
 	ask     chan struct{} // to heartbeat: send a ping now
 	settled chan struct{} // to control: the checkpoint moved
 
-	meeting sync.Mutex // guards what follows
+	meeting turn // guards what follows
 	met     bool       // the peer is remembered
 
 	mu       sync.Mutex // guards what follows
@@ -79,6 +79,7 @@ type session struct {
 func newSession(ctx context.Context, r *Replicator, c *conn, g *greeting, record *peerRecord, addr string, dialed bool) *session {
 	s := &session{
 		r: r, conn: c, own: g.own, hello: g.peer, since: g.since, record: record, addr: addr, dialed: dialed,
+		meeting: make(turn, 1),
 		met:     dialed,
 		pace:    newSchedule(r.options.MinInterval, r.options.MaxInterval),
 		done:    make(chan struct{}),
@@ -135,16 +136,16 @@ func (s *session) run() error {
 func (s *session) decides() bool { return bytes.Compare(s.own.id[:], s.hello.id[:]) < 0 }
 
 func (s *session) isMet() bool {
-	s.meeting.Lock()
-	defer s.meeting.Unlock()
+	s.meeting.take()
+	defer s.meeting.giveBack()
 	return s.met
 }
 
 // meet remembers the peer, which has shown that it heard of us, if that has not
 // been done in this session.
 func (s *session) meet() error {
-	s.meeting.Lock()
-	defer s.meeting.Unlock()
+	s.meeting.take()
+	defer s.meeting.giveBack()
 	if s.met {
 		return nil
 	}

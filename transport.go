@@ -56,8 +56,8 @@ type conn struct {
 }
 
 // turn is a mutex that is held while a frame is on its way, which can take minutes
-// over a slow link. In simulated time, nothing happens while anybody waits for a
-// sync.Mutex.
+// over a slow link, or while a commit is. In simulated time, nothing happens while
+// anybody waits for a sync.Mutex.
 type turn chan struct{}
 
 func (t turn) take()     { t <- struct{}{} }

@@ -60,7 +60,7 @@ type session struct {
 	settled chan struct{} // to control: the checkpoint moved
 
 	meeting turn // guards what follows
-	met     bool       // the peer is remembered
+	met     bool // the peer is remembered
 
 	mu       sync.Mutex // guards what follows
 	changed  chan struct{}

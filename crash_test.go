@@ -28,7 +28,7 @@ func TestCrashAtEveryDiskOperation(t *testing.T) {
 	t.Parallel()
 	eachSeed(t, budget(1, 1, 10), func(t *testing.T, seed int64) {
 		images := recordLife(t, seed)
-		meet := budget(80, 20, 1) // of the crashes, one in so many
+		meet := budget(80, 30, 1) // of the crashes, one in so many
 		if *operation != 0 {
 			meet = 1
 			images = slices.DeleteFunc(images, func(im *image) bool { return im.operation < *operation })

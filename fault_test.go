@@ -58,11 +58,11 @@ func TestFaultAtEveryDiskOperation(t *testing.T) {
 			if *operation != 0 {
 				first = *operation
 			} else if !*long {
-				stride = max(1, kind.operations(t)/int64(budget(3, 10, 0)))
+				stride = max(1, kind.operations(t)/int64(budget(3, 8, 0)))
 				first = 1 + stride/2
 			}
 			came := map[outcome]int{}
-			for n := first; came[notReached] == 0; n += stride {
+			for n := first; came[notReached] < budget(1, 1, 50); n += stride { // some lives are longer
 				came[kind.play(t, n)]++
 				if *operation != 0 {
 					break
@@ -118,7 +118,7 @@ func (k faultKind) play(t *testing.T, n int64) (came outcome) {
 			}
 		}()
 		var err error
-		bounded(t, "the life", func() { err = l.run() })
+		bounded(t, "the life", 24*time.Hour, func() { err = l.run() })
 		if faults.Load() == 0 {
 			require.NoError(t, err)
 			return
@@ -174,9 +174,9 @@ func (k faultKind) stop(t *testing.T, l *life, ended error, journal *atomic.Int6
 		}
 		failed := l.failed() != nil
 		if failed {
-			bounded(t, "what is refused", func() { k.checkStopped(t, l, journal) })
+			bounded(t, "what is refused", time.Hour, func() { k.checkStopped(t, l, journal) })
 		}
-		bounded(t, "Close", func() { l.closing = n.r.Close() })
+		bounded(t, "Close", time.Minute, func() { l.closing = n.r.Close() })
 		if failed {
 			require.ErrorIs(t, l.closing, replicator.ErrFailed)
 		}
@@ -188,7 +188,7 @@ func (k faultKind) stop(t *testing.T, l *life, ended error, journal *atomic.Int6
 		require.NoError(t, n.r.Close(), "a second time")
 	}
 	if n.db != nil {
-		bounded(t, "Close of the handle", func() { _ = n.db.Close() })
+		bounded(t, "Close of the handle", time.Minute, func() { _ = n.db.Close() })
 	}
 	n.r, n.db = nil, nil
 	return came

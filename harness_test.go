@@ -113,8 +113,8 @@ func until(t testing.TB, what string, condition func() bool) {
 	require.FailNow(t, "it did not happen: "+what)
 }
 
-// bounded waits for what must not hang, in a bubble: for a day at most.
-func bounded(t testing.TB, what string, work func()) {
+// bounded waits for what must not hang, in a bubble.
+func bounded(t testing.TB, what string, limit time.Duration, work func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -122,7 +122,7 @@ func bounded(t testing.TB, what string, work func()) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(24 * time.Hour):
+	case <-time.After(limit):
 		stacks := make([]byte, 1<<20)
 		// What hangs keeps the bubble from ending, and the test from saying so.
 		fmt.Printf("%s hangs in %s\n%s\n", what, t.Name(), stacks[:runtime.Stack(stacks, true)])

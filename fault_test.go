@@ -24,12 +24,9 @@ type faultKind struct {
 	reads bool // what is read can fail, too
 }
 
-// faultKinds are those ways. goleveldb panics, in a goroutine of its own, where both a
-// write of a compaction and the removal of what it wrote fail: so files can always be
-// removed from a disk that fails for ever. From one that fails once, they need not be.
 var faultKinds = []faultKind{
 	{"EIO, once", syscall.EIO, simtest.AnyOp, true, true},
-	{"EIO, for ever", syscall.EIO, survivable, false, true},
+	{"EIO, for ever", syscall.EIO, simtest.AnyOp, false, true},
 	{"ENOSPC, once", syscall.ENOSPC, simtest.OpWrite, true, false},
 	{"ENOSPC, for ever", syscall.ENOSPC, simtest.OpWrite, false, false},
 	{"fsync, once", syscall.EIO, simtest.OpSync, true, false},
@@ -37,12 +34,23 @@ var faultKinds = []faultKind{
 }
 
 // failure returns the fault of which operation number n is the first that fails.
+//
+// goleveldb panics, in a goroutine of its own, where both a write of a compaction and the
+// removal of the table that it was to be fail. Nobody but goleveldb could help that, so
+// where more than one operation fails tables can be removed. All else is in the test.
 func (k faultKind) failure(n int64) simtest.Fault {
 	f := simtest.Failure{Err: k.err, Ops: k.ops, From: n}
 	if k.once {
 		f.Times = 1
+		return f.Fault()
 	}
-	return f.Fault()
+	fault := f.Fault()
+	return func(op simtest.Op, fd storage.FileDesc, number int64) error {
+		if op == simtest.OpRemove && fd.Type == storage.TypeTable {
+			return nil
+		}
+		return fault(op, fd, number)
+	}
 }
 
 // TestFaultAtEveryDiskOperation has a replica's disk fail at operations that are spread

@@ -3,8 +3,10 @@ package replicator
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
@@ -53,6 +55,10 @@ const (
 	// maxAdoptedKeys and maxAdoptedBytes bound one batch of adopted keys.
 	maxAdoptedKeys  = 500
 	maxAdoptedBytes = 512 << 10
+
+	// minAdoptionWait and maxAdoptionWait bound the wait after a batch that failed.
+	minAdoptionWait = time.Second
+	maxAdoptionWait = time.Minute
 )
 
 // adopter takes in, in the background, every key that has no index record, with
@@ -62,6 +68,8 @@ type adopter struct {
 	r        *Replicator
 	active   atomic.Bool
 	progress atomic.Pointer[adoption]
+	// lastError is that of the last batch, "" if it went well.
+	lastError atomic.Pointer[string]
 }
 
 func newAdopter(r *Replicator, op *opening) *adopter {
@@ -75,28 +83,55 @@ func newAdopter(r *Replicator, op *opening) *adopter {
 // running reports whether there may be keys that are yet to be taken in.
 func (a *adopter) running() bool { return a.active.Load() }
 
-// run adopts batch after batch until all is taken in.
+// run adopts batch after batch until all is taken in. After a failed read it tries
+// again: until all is taken in, peers lack old keys.
 func (a *adopter) run(ctx context.Context) {
 	if !a.running() {
 		return
 	}
 	// What was written before the opening may not be durable yet. A power cut must
 	// not take a value and leave the index row that adoption made of it.
-	err := a.r.commits.enter(false, (*committer).flush)
-	for done := false; ctx.Err() == nil; {
-		if err == nil {
-			done, err = a.step()
-		}
-		if err != nil {
-			a.r.options.Logger.Error("replicator: adoption stopped; it goes on at the next opening", "error", err)
-			return
-		}
-		if done {
+	if a.r.commits.enter(false, (*committer).flush) != nil {
+		return // and no more writes are possible
+	}
+	for wait := minAdoptionWait; ctx.Err() == nil; {
+		done, err := a.step()
+		a.noteError(err)
+		switch {
+		case done:
 			p := a.progress.Load()
 			a.r.options.Logger.Info("replicator: adoption completed", "adopted", p.adopted, "skipped", p.skipped)
 			return
+		case err == nil:
+			wait = minAdoptionWait
+		case errors.Is(err, ErrFailed), errors.Is(err, ErrClosed):
+			return
+		default:
+			if wait == minAdoptionWait {
+				a.r.options.Logger.Error("replicator: adoption can't go on; it is tried again", "error", err)
+			}
+			pause(ctx, wait)
+			wait = min(2*wait, maxAdoptionWait)
 		}
 	}
+}
+
+func (a *adopter) noteError(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	a.lastError.Store(&text)
+}
+
+// status tells how far adoption is.
+func (a *adopter) status() AdoptionStatus {
+	p := a.progress.Load()
+	s := AdoptionStatus{Done: p.done, Adopted: p.adopted, Skipped: p.skipped}
+	if text := a.lastError.Load(); text != nil {
+		s.LastError = *text
+	}
+	return s
 }
 
 // step adopts one batch.

@@ -522,8 +522,7 @@ var script = []struct {
 	}},
 }
 
-// errUnadopted ends a life in which adoption does not. A read that failed stops it until
-// the next opening.
+// errUnadopted ends a life in which adoption does not, for each read fails.
 var errUnadopted = errors.New("adoption has stopped")
 
 // adopted waits until the victim's old keys are taken in.

@@ -27,6 +27,8 @@ type AdoptionStatus struct {
 	Done    bool   `json:"done"`
 	Adopted uint64 `json:"adopted"` // keys taken in
 	Skipped uint64 `json:"skipped"` // keys left out because they or their values are too large
+
+	LastError string `json:"lastError,omitempty"` // why the last batch failed; it is tried again
 }
 
 // State says what goes on with a peer.
@@ -84,14 +86,13 @@ type PeerStatus struct {
 // Status returns the replica's state. It may be called after Close.
 func (r *Replicator) Status() Status {
 	y := r.syncer
-	progress := r.adopter.progress.Load()
 	s := Status{
 		Epoch:      r.commits.origin,
 		Clock:      r.commits.visible.clock.Load(),
 		Head:       r.commits.visible.head.Load(),
 		Floor:      r.floor,
 		LogRecords: uint64(r.commits.visible.records.Load()),
-		Adoption:   AdoptionStatus{progress.done, progress.adopted, progress.skipped},
+		Adoption:   r.adopter.status(),
 		Peers:      []PeerStatus{},
 	}
 	if err := r.commits.failure(); err != nil {

@@ -50,6 +50,9 @@ func (r *Replicator) SyncNow(ctx context.Context) error {
 		bring(s.addr, func() (*session, error) { return y.successor(id, s, peers) })
 	}
 	wg.Wait()
+	if over := context.Cause(y.ctx); over != nil && len(errs) > 0 {
+		return over // what became of the sessions follows from it
+	}
 	return errors.Join(errs...)
 }
 

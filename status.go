@@ -28,6 +28,8 @@ type AdoptionStatus struct {
 	Done    bool   `json:"done"`
 	Adopted uint64 `json:"adopted"` // number of adopted keys
 	Skipped uint64 `json:"skipped"` // number of keys left out because they or their values are too large
+
+	LastError string `json:"lastError,omitempty"` // why the last batch failed; adoption tries again
 }
 
 // PeerStatus describes one configured address, or one peer that dialled in. A figure
@@ -72,7 +74,7 @@ func (r *Replicator) Status() Status {
 		Head:       d.head(),
 		Floor:      d.floor,
 		LogRecords: uint64(d.commits.visible.records.Load()),
-		Adoption:   AdoptionStatus{progress.done, progress.adopted, progress.skipped},
+		Adoption:   AdoptionStatus{progress.done, progress.adopted, progress.skipped, d.adopter.fault()},
 		Peers:      []PeerStatus{},
 	}
 	if err := d.failure(); err != nil {

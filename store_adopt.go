@@ -3,8 +3,10 @@ package replicator
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
@@ -54,6 +56,10 @@ const (
 	// maxAdoptedKeys and maxAdoptedBytes bound one batch of adopted keys.
 	maxAdoptedKeys  = 500
 	maxAdoptedBytes = 512 << 10
+
+	// minAdoptionWait and maxAdoptionWait bound the wait after a batch that failed.
+	minAdoptionWait = time.Second
+	maxAdoptionWait = time.Minute
 )
 
 // adopter adopts, in the background, every key that has no index record. The stamp of
@@ -64,6 +70,8 @@ type adopter struct {
 	d        *store
 	active   atomic.Bool
 	progress atomic.Pointer[adoption]
+	// lastError is why the last batch failed, or "".
+	lastError atomic.Pointer[string]
 }
 
 func newAdopter(d *store, state adoption) *adopter {
@@ -76,28 +84,56 @@ func newAdopter(d *store, state adoption) *adopter {
 // running reports whether there may be keys that are not adopted yet.
 func (a *adopter) running() bool { return a.active.Load() }
 
-// run adopts batches until all keys are adopted.
+// run adopts batches until all keys are adopted. After a failed read it tries again:
+// peers lack old keys until all are adopted.
 func (a *adopter) run(ctx context.Context) {
 	if !a.running() {
 		return
 	}
 	// Writes from before the opening may not be durable yet. A power cut must not
 	// lose a value and keep the index row that adoption derived from it.
-	err := a.d.enter(false, func(*section) error { return a.d.commits.flush() })
-	for done := false; ctx.Err() == nil; {
-		if err == nil {
-			done, err = a.step()
-		}
-		if err != nil {
-			a.d.settings.logger.Error("replicator: adoption stopped; it goes on at the next opening", "error", err)
-			return
-		}
-		if done {
+	if a.d.enter(false, func(*section) error { return a.d.commits.flush() }) != nil {
+		return // no more writes are possible
+	}
+	for wait := minAdoptionWait; ctx.Err() == nil; {
+		done, err := a.step()
+		a.noteError(err)
+		switch {
+		case done:
 			p := a.progress.Load()
 			a.d.settings.logger.Info("replicator: adoption completed", "adopted", p.adopted, "skipped", p.skipped)
 			return
+		case err == nil:
+			wait = minAdoptionWait
+		case errors.Is(err, ErrFailed), errors.Is(err, ErrClosed):
+			return
+		default:
+			if wait == minAdoptionWait {
+				a.d.settings.logger.Error("replicator: adoption can't go on; it is tried again", "error", err)
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(wait):
+			}
+			wait = min(2*wait, maxAdoptionWait)
 		}
 	}
+}
+
+func (a *adopter) noteError(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	a.lastError.Store(&text)
+}
+
+// fault returns why the last batch failed, or "".
+func (a *adopter) fault() string {
+	if text := a.lastError.Load(); text != nil {
+		return *text
+	}
+	return ""
 }
 
 // step adopts one batch.

@@ -46,6 +46,9 @@ func (y *syncer) syncNow(ctx context.Context) error {
 		bring(s.addr, func() (*session, error) { return y.successor(id, s, peers) })
 	}
 	wg.Wait()
+	if over := context.Cause(y.ctx); over != nil && len(errs) > 0 {
+		return over // what became of the sessions follows from it
+	}
 	return errors.Join(errs...)
 }
 

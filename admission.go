@@ -6,24 +6,24 @@ import (
 	"sync"
 )
 
-// This file owns how many connections come in.
+// This file owns the limits on inbound connections.
 
-// entrance bounds how many connections from elsewhere are open: a stranger who
-// connects and says nothing costs little, and there are few of them.
+// entrance limits the inbound connections. A stranger who connects and sends nothing
+// costs little, and there are few of them.
 type entrance struct {
 	maxHandshakes, maxPerAddr int
 
-	mu         sync.Mutex // guards what follows
+	mu         sync.Mutex // guards the fields below
 	handshakes int
-	from       map[string]int // connections, by the host that they come from
-	turning    int            // connections that are being turned away
+	from       map[string]int // number of connections by remote host
+	turning    int            // number of connections that are being turned away
 }
 
 func newEntrance(maxHandshakes, maxPerAddr int) *entrance {
 	return &entrance{maxHandshakes: maxHandshakes, maxPerAddr: maxPerAddr, from: map[string]int{}}
 }
 
-// hostOf is the part of an address that all connections from one host share.
+// hostOf returns the part of an address that all connections from one host share.
 func hostOf(addr net.Addr) string {
 	if host, _, err := net.SplitHostPort(addr.String()); err == nil {
 		return host
@@ -31,54 +31,56 @@ func hostOf(addr net.Addr) string {
 	return addr.String()
 }
 
-// enter counts a connection whose handshake begins, or says why it may not.
-func (d *entrance) enter(addr net.Addr) error {
+// enter counts a connection whose handshake begins, or returns the reason to refuse it.
+func (e *entrance) enter(addr net.Addr) error {
 	host := hostOf(addr)
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	switch {
-	case d.handshakes >= d.maxHandshakes:
-		return fmt.Errorf("%w: %d handshakes are under way (Options.MaxHandshakes)", ErrRefused, d.handshakes)
-	case d.from[host] >= d.maxPerAddr:
-		return fmt.Errorf("%w: %d connections from this address are open (Options.MaxSessionsPerAddr)", ErrRefused, d.from[host])
+	case e.handshakes >= e.maxHandshakes:
+		return fmt.Errorf("%w: %d handshakes are under way (Options.MaxHandshakes)", ErrRefused, e.handshakes)
+	case e.from[host] >= e.maxPerAddr:
+		return fmt.Errorf("%w: %d connections from this address are open (Options.MaxSessionsPerAddr)", ErrRefused, e.from[host])
 	}
-	d.handshakes++
-	d.from[host]++
+	e.handshakes++
+	e.from[host]++
 	return nil
 }
 
 // through counts a connection whose handshake is over.
-func (d *entrance) through() {
-	d.mu.Lock()
-	d.handshakes--
-	d.mu.Unlock()
+func (e *entrance) through() {
+	e.mu.Lock()
+	e.handshakes--
+	e.mu.Unlock()
 }
 
 // leave counts a connection that has ended.
-func (d *entrance) leave(addr net.Addr) {
+func (e *entrance) leave(addr net.Addr) {
 	host := hostOf(addr)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.from[host]--; d.from[host] <= 0 {
-		delete(d.from, host)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.from[host]--; e.from[host] <= 0 {
+		delete(e.from, host)
 	}
 }
 
-// maxTurning is how many peers are told at a time why they are turned away.
+// maxTurning bounds the number of peers that are told at the same time why they are
+// turned away.
 const maxTurning = 16
 
-// turnAway says why a connection is going to be closed, if there is time for it.
-func (d *entrance) turnAway(c net.Conn, cause error) {
-	d.mu.Lock()
-	told := d.turning < maxTurning
+// turnAway tells a peer why its connection is about to be closed, unless too many peers
+// are being told.
+func (e *entrance) turnAway(c net.Conn, cause error) {
+	e.mu.Lock()
+	told := e.turning < maxTurning
 	if told {
-		d.turning++
+		e.turning++
 	}
-	d.mu.Unlock()
+	e.mu.Unlock()
 	if told {
 		sayBye(newConn(c, byePatience), cause)
-		d.mu.Lock()
-		d.turning--
-		d.mu.Unlock()
+		e.mu.Lock()
+		e.turning--
+		e.mu.Unlock()
 	}
 }

@@ -2,8 +2,8 @@ package replicator
 
 import "syscall"
 
-// machineBootID names the time since the machine was booted, in which writes
-// that were not synced are still there; "" where there is no telling.
+// machineBootID returns an id of the current boot of the machine, or "" if it is unknown.
+// Unsynced writes survive until the next boot.
 func machineBootID() string {
 	id, err := syscall.Sysctl("kern.bootsessionuuid")
 	if err != nil {

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// machineBootID names the time since the machine was booted, in which writes
-// that were not synced are still there; "" where there is no telling.
+// machineBootID returns an id of the current boot of the machine, or "" if it is unknown.
+// Unsynced writes survive until the next boot.
 func machineBootID() string {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

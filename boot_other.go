@@ -2,6 +2,6 @@
 
 package replicator
 
-// machineBootID would name the time since the machine was booted. Here there is
-// no telling, so the end of a process without Close counts as a power cut.
+// machineBootID returns "": on this system, the boot is unknown. So the end of a process
+// without Close counts as a power cut.
 func machineBootID() string { return "" }

@@ -8,9 +8,8 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// This file owns the layout of what the store keeps under the reserved prefix: the
-// tables, the keys of their rows, and the rows of log and index. The byte after the
-// prefix tells the tables apart.
+// This file owns the storage layout under the reserved prefix: the tables, the keys of
+// their rows, and the rows of log and index. The byte after the prefix names the table.
 
 const (
 	tableAdoptions = 'a' // adoption id → mark
@@ -30,15 +29,15 @@ const tables = "aeilmprtv"
 
 var reservedRange = util.BytesPrefix([]byte(reserved))
 
-// tableKey appends the key of a row to dst.
+// tableKey appends to dst the key of a row.
 func tableKey(dst []byte, table byte, row []byte) []byte {
 	dst = append(dst, reserved...)
 	dst = append(dst, table)
 	return append(dst, row...)
 }
 
-// sequenceKey appends the key of a row that is named by a sequence to dst. It
-// sorts as the sequences do, and every such key has the same length.
+// sequenceKey appends to dst the key of a row that is named by a sequence. Such keys
+// sort in the order of their sequences and have equal lengths.
 func sequenceKey(dst []byte, table byte, seq uint64) []byte {
 	dst = append(dst, reserved...)
 	dst = append(dst, table)
@@ -52,7 +51,7 @@ func vectorKey(o Origin) []byte        { return sequenceKey(nil, tableVector, ui
 func adoptionKey(id adoptionID) []byte { return sequenceKey(nil, tableAdoptions, uint64(id)) }
 func peerKey(id DatabaseID) []byte     { return tableKey(nil, tablePeers, id[:]) }
 
-// rowName is the part of a row's key behind the table.
+// rowName returns the part of a row's key after the table.
 func rowName(key []byte) []byte     { return key[len(reserved)+1:] }
 func rowSequence(key []byte) uint64 { return binary.BigEndian.Uint64(rowName(key)) }
 
@@ -63,7 +62,8 @@ func tableRange(table byte) *util.Range {
 // maxSequence is above the sequence of every record.
 const maxSequence = math.MaxUint64 - 1
 
-// logRange holds the records after and up to the given sequences.
+// logRange returns the range of the records after the sequence after, up to and
+// including upTo.
 func logRange(after, upTo uint64) *util.Range {
 	return &util.Range{Start: logKey(after + 1), Limit: logKey(upTo + 1)}
 }
@@ -76,7 +76,7 @@ const (
 	opMask   = 0x0f
 )
 
-// errCorrupt marks rows that this package can't have written.
+// errCorrupt marks rows that this package cannot have written.
 var errCorrupt = errors.New("replicator: corrupt record")
 
 func appendVersion(dst []byte, v Version) []byte {
@@ -103,18 +103,18 @@ func parseVersion(b []byte) (v Version, rest []byte, err error) {
 	return v, b[1+n+8:], nil
 }
 
-// A log record is the version followed by the key; parseLogRecord's key
-// aliases b.
+// appendLogRecord appends a log record: the version, followed by the key.
 func appendLogRecord(dst []byte, v Version, key []byte) []byte {
 	return append(appendVersion(dst, v), key...)
 }
 
+// parseLogRecord parses a log record. The returned key aliases b.
 func parseLogRecord(b []byte) (v Version, key []byte, err error) {
 	return parseVersion(b)
 }
 
-// indexRecord is the truth about one key: its version, and where in the log
-// that version stands.
+// indexRecord is the authoritative record of one key: its version, and the sequence of
+// that version in the log.
 type indexRecord struct {
 	Version
 	seq uint64

@@ -15,13 +15,14 @@ import (
 const (
 	// maxClock is the greatest clock that a stamp may carry.
 	maxClock = 1 << 62
-	// The clock of a peer's change may be at most clockBase, and clockRate for
-	// each second since clockEpoch, by the wall clock here and clockAhead ahead.
+	// A peer's change may carry a clock of at most clockBase, plus clockRate for
+	// each second since clockEpoch. The seconds are those of the local wall clock,
+	// plus clockAhead.
 	clockBase  = 1 << 48
 	clockRate  = 1 << 20
 	clockAhead = time.Hour
-	// clockBlock bounds how far the persisted ceiling is above the greatest
-	// clock that was made or seen, and so what a power cut adds to the clock.
+	// clockBlock bounds the distance of the persisted ceiling from the greatest
+	// clock that was made or seen. A power cut adds at most that to the clock.
 	clockBlock = 1 << 16
 	// clockLamport is the kind of clock that a database and its peers use.
 	clockLamport = 1
@@ -31,16 +32,16 @@ const (
 )
 
 // Origin names one opening of a database: a random number whose top bit is
-// set. In the stamp of an adopted key it is 63 bits of a hash of the value.
+// set. In the stamp of an adopted key, it is 63 bits of a hash of the value.
 type Origin uint64
 
 // String returns the origin as 16 hexadecimal digits.
 func (o Origin) String() string { return fmt.Sprintf("%016x", uint64(o)) }
 
-// MarshalText returns what String returns.
+// MarshalText returns the same text as String.
 func (o Origin) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
 
-// UnmarshalText reads what MarshalText wrote.
+// UnmarshalText parses the output of MarshalText.
 func (o *Origin) UnmarshalText(text []byte) error {
 	v, err := strconv.ParseUint(string(text), 16, 64)
 	if err != nil || len(text) != 16 {
@@ -56,15 +57,16 @@ func newOrigin() Origin {
 	return Origin(binary.BigEndian.Uint64(b[:]) | drawnOrigin)
 }
 
-// Stamp identifies one change everywhere: a Lamport clock (Lamport 1978), and
-// the origin that breaks ties between equal clocks. Stamps are totally ordered.
+// Stamp identifies one change on every replica. It consists of a Lamport clock
+// (Lamport 1978) and an origin, which breaks ties between equal clocks. Stamps are
+// totally ordered.
 type Stamp struct {
 	Clock  uint64
 	Origin Origin
 }
 
-// Compare returns -1, 0 or +1 as s was made before, is, or was made after t in
-// the order that every replica agrees on.
+// Compare returns -1 if s is below t, 0 if they are equal, and +1 if s is above t.
+// Every replica agrees on this order.
 func (s Stamp) Compare(t Stamp) int {
 	if c := cmp.Compare(s.Clock, t.Clock); c != 0 {
 		return c
@@ -75,15 +77,15 @@ func (s Stamp) Compare(t Stamp) int {
 // String returns the stamp as clock@origin.
 func (s Stamp) String() string { return fmt.Sprintf("%d@%v", s.Clock, s.Origin) }
 
-// Version is what a replica knows of a key beside its value: the stamp of its
-// latest change, and whether that change deleted it.
+// Version describes the latest change of a key: its stamp, and whether it deleted
+// the key.
 type Version struct {
 	Stamp
 	Deleted bool
 }
 
-// String returns the stamp as clock@origin, with a "-" before it if the change
-// deleted the key.
+// String returns the stamp as clock@origin, prefixed with "-" if the change deleted
+// the key.
 func (v Version) String() string {
 	if v.Deleted {
 		return "-" + v.Stamp.String()
@@ -91,10 +93,11 @@ func (v Version) String() string {
 	return v.Stamp.String()
 }
 
-// Compare returns -1, 0 or +1 as v is below, equal to, or above w in the order
-// that every replica agrees on: by stamp, then a delete above a put. Versions that
-// are equal stand for one change, unless two copies of one running process made
-// them (a resumed machine image); the values' hashes decide between those.
+// Compare returns -1 if v is below w, 0 if they are equal, and +1 if v is above w.
+// Versions are ordered by stamp; for equal stamps, a delete is above a put. Every
+// replica agrees on this order. Equal versions denote the same change, unless two
+// copies of one running process made them (a resumed machine image). In that case
+// the hashes of the values decide.
 func (v Version) Compare(w Version) int {
 	if c := v.Stamp.Compare(w.Stamp); c != 0 {
 		return c
@@ -108,43 +111,43 @@ func (v Version) Compare(w Version) int {
 	return -1
 }
 
-// valueHash is the last tie-breaker of the order, and what adoption stamps an
-// old value with. It is the same on every machine.
+// valueHash returns the hash that breaks the last ties of the order, and that
+// adoption derives origins from. It is the same on every machine.
 func valueHash(value []byte) uint64 {
 	sum := sha256.Sum256(value)
 	return binary.BigEndian.Uint64(sum[:8])
 }
 
-// adoptedVersion is the version of a key that was in the database before any
-// Replicator: below every change ever made through one.
+// adoptedVersion returns the version of a key that the database held before it was
+// first wrapped. The version is below every change made through a Replicator.
 func adoptedVersion(value []byte) Version {
 	return Version{Stamp: Stamp{Origin: Origin(valueHash(value) &^ drawnOrigin)}}
 }
 
 func (v Version) adopted() bool { return v.Origin&drawnOrigin == 0 }
 
-// fits reports whether a version that claims to be an adopted one is what
-// adoption makes of a value with that hash.
+// fits reports whether v is the version that adoption gives to a value with the
+// given hash.
 func (v Version) fits(hash uint64) bool {
 	return !v.Deleted && v.Clock == 0 && uint64(v.Origin) == hash&^drawnOrigin
 }
 
-// clock is the database's Lamport clock. It belongs to the commit section.
+// clock is the database's Lamport clock. Only the commit section may use it.
 type clock struct {
-	next    uint64 // clock of the next local change: one above all made or seen
+	next    uint64 // clock of the next local change: one above the greatest made or seen
 	ceiling uint64 // persisted with Sync; every clock made or seen is below it
 }
 
-// witness raises the clock above one that came from elsewhere.
+// witness raises the clock above one from another replica.
 func (c *clock) witness(seen uint64) { c.next = max(c.next, seen+1) }
 
-// clockEpoch is when the bound of peers' clocks begins to rise.
+// clockEpoch is the time from which the bound on peers' clocks rises.
 var clockEpoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// clockLimit is the greatest clock that a peer's change may carry at a time. It
-// does not depend on this database's clock, so all replicas judge alike, no
-// attacker can use the clock up in steps, and no cluster that makes fewer than
-// clockRate changes a second gets there.
+// clockLimit returns the greatest clock that a peer's change may carry at the given
+// time. The limit does not depend on this database's clock, so all replicas judge
+// alike, and no attacker can exhaust the clock in steps. A cluster that makes fewer
+// than clockRate changes a second never reaches it.
 func clockLimit(now time.Time) uint64 {
 	seconds := max(0, now.Sub(clockEpoch)/time.Second) + clockAhead/time.Second
 	return min(clockBase+clockRate*uint64(seconds), maxClock)

@@ -6,13 +6,13 @@ import (
 	"fmt"
 )
 
-// This file owns how numbers and strings are written to rows and frames, and read.
+// This file owns the encoding of numbers and strings in rows and frames.
 
 var errTruncated = errors.New("truncated")
 
-// decoder reads what the append functions wrote, from rows and from frames. Its
-// first error sticks, and all that is read after it is zero. Byte slices alias
-// the input.
+// decoder reads values from a row or a frame that the append functions wrote. The
+// first error sticks: every later read returns a zero value. Returned byte slices
+// alias the input.
 type decoder struct {
 	rest []byte
 	err  error
@@ -59,7 +59,7 @@ func (r *decoder) uvarint() uint64 {
 	return v
 }
 
-// bytes reads a length and as many bytes, at most limit.
+// bytes reads a length, which must not exceed limit, and that many bytes.
 func (r *decoder) bytes(limit int) []byte {
 	n := r.uvarint()
 	if n > uint64(limit) {
@@ -73,7 +73,7 @@ func (r *decoder) position() position {
 	return position{Origin(r.uint64()), r.uvarint()}
 }
 
-// finish returns the first error, or one for bytes left over.
+// finish returns the first error. Bytes that are left over are an error, too.
 func (r *decoder) finish() error {
 	if r.err == nil && len(r.rest) > 0 {
 		return fmt.Errorf("%d bytes left over", len(r.rest))

@@ -9,53 +9,52 @@ import (
 	"time"
 )
 
-// This file owns one configured address: when it is dialled, and which session stands
-// for it.
+// This file owns a configured address: when it is dialled, and which session stands for
+// it.
 
 const (
-	// confirmEvery is how often an address is dialled to see who is there while the
-	// peer that was there has a session of its own making. confirmedFor is for how
-	// long such a session stands for the address.
+	// confirmEvery is the interval at which an address is probed while a session that
+	// was not dialled there stands for it. confirmedFor is the time for which such a
+	// session stands for the address after an answer there.
 	confirmEvery = time.Minute
 	confirmedFor = 5 * time.Minute
 )
 
-// Meta is whatever the caller wants to remember of a peer. It is shown in
-// Status and not otherwise used.
+// Meta is arbitrary information about a peer. Status shows it; nothing else uses it.
 type Meta map[string]string
 
-// peer is a configured address, and the goroutine that dials it.
+// peer is a configured address with the state of the goroutine that dials it.
 type peer struct {
 	addr   string
 	pace   *schedule
-	dial   chan struct{}   // dial now
-	ctx    context.Context // done when the peer is removed, or all ends
+	dial   chan struct{}   // a value requests an attempt now
+	ctx    context.Context // done when the peer is removed, or replication ends
 	cancel context.CancelCauseFunc
 	report *reporter
 
-	mu        sync.Mutex // guards what follows
+	mu        sync.Mutex // guards the fields below
 	meta      Meta
-	trying    *attempt   // under way; nil if none is
-	next      *attempt   // asked for, and not begun; nil if nobody asked
-	id        DatabaseID // who answered last
-	nonce     uint64     // and which process of it
-	confirmed time.Time  // when
-	answers   int        // how often somebody answered
+	trying    *attempt   // in progress; nil: none
+	next      *attempt   // requested, but not begun; nil: none
+	id        DatabaseID // the peer that answered last
+	nonce     uint64     // the process of that peer
+	confirmed time.Time  // time of that answer
+	answers   int        // number of answers
 	state     State      // while there is no session
-	due       time.Time  // when it is dialled next, while waiting
+	due       time.Time  // time of the next attempt, while waiting
 	lastErr   error      // of the last attempt, or of the last session
-	lastGood  time.Time
+	lastGood  time.Time  // last answer in a session that has ended
 }
 
-// attempt is one dialling of an address.
+// attempt is one attempt to dial an address.
 type attempt struct {
-	done chan struct{} // closed when it has led to something
-	err  error         // what kept a session from being; set before done is closed
+	done chan struct{} // closed when the attempt is over
+	err  error         // why there is no session, or nil; set before done is closed
 }
 
 func newAttempt() *attempt { return &attempt{done: make(chan struct{})} }
 
-// finish is safe on a nil attempt.
+// finish ends the attempt. The receiver may be nil.
 func (a *attempt) finish(err error) {
 	if a != nil {
 		a.err = err
@@ -63,21 +62,23 @@ func (a *attempt) finish(err error) {
 	}
 }
 
-// sessionOf returns the live session that stands for the peer's address, or nil:
-// one that was dialled there, or one with the process that answered there lately
-// and, if answers is not negative, after so many answers. A session with the same
-// id but another process may be one with a clone, or with what was there before a
-// restart; and a name may lead to another server by now. Only dialling can tell.
+// sessionOf returns the live session that stands for the peer's address, or nil. It is
+// a session that was dialled there, or a session with the process that answered there
+// within confirmedFor. In the second case the number of answers must exceed answers.
+//
+// A session with the same id but another process does not count: it may be with a clone,
+// or with a process that was there before a restart. Also, a host name may lead to
+// another server by now. Only dialling can tell.
 func (y *syncer) sessionOf(p *peer, answers int) *session {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	return p.sessionIn(y.sessions, answers)
 }
 
-// anyAnswer is what sessionOf takes if no new answer is needed.
+// anyAnswer is the argument of sessionOf if no new answer is needed.
 const anyAnswer = -1
 
-// sessionIn is sessionOf among given sessions.
+// sessionIn is like sessionOf, but looks in the given sessions.
 func (p *peer) sessionIn(sessions map[DatabaseID]*session, answers int) *session {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -91,21 +92,21 @@ func (p *peer) sessionIn(sessions map[DatabaseID]*session, answers int) *session
 	return nil
 }
 
-// answered returns how often somebody answered at the address.
+// answered returns the number of answers at the address.
 func (p *peer) answered() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.answers
 }
 
-// isAnsweredBy reports whether a peer answered at the address last.
+// isAnsweredBy reports whether the last answer at the address was from the given peer.
 func (p *peer) isAnsweredBy(id DatabaseID) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.id == id
 }
 
-// isAt reports whether the session was dialled at an address.
+// isAt reports whether this side dialled the session at the given address.
 func (s *session) isAt(addr string) bool { return s.dialed && s.addr == addr }
 
 func (p *peer) set(state State) {
@@ -114,7 +115,20 @@ func (p *peer) set(state State) {
 	p.mu.Unlock()
 }
 
-// ask returns the next attempt to begin, and sees to it that it does at once.
+// sessionOrAttempt returns the result of sessionOf or, if that is nil, an attempt that
+// has not begun yet. It holds mu, so that no session can be registered in between. The
+// attempt of such a session would be settled already, and the new attempt would not
+// begin before the end of the session.
+func (y *syncer) sessionOrAttempt(p *peer, answers int) (*session, *attempt) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if s := p.sessionIn(y.sessions, answers); s != nil {
+		return s, nil
+	}
+	return nil, p.ask()
+}
+
+// ask returns the next attempt, which begins as soon as possible.
 func (p *peer) ask() *attempt {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -124,20 +138,20 @@ func (p *peer) ask() *attempt {
 	a := p.next
 	if p.state == StateSelf {
 		p.next = nil
-		a.finish(ErrSelf) // nobody dials there any more
+		a.finish(ErrSelf) // the address is not dialled any more
 	}
 	signal(p.dial)
 	return a
 }
 
-// begin notes the beginning of an attempt.
+// begin records the start of an attempt.
 func (p *peer) begin() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.trying, p.next = p.next, nil
 }
 
-// met notes who answered at the address.
+// met records which peer answered at the address.
 func (p *peer) met(h hello) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -145,8 +159,8 @@ func (p *peer) met(h hello) {
 	p.answers++
 }
 
-// settle notes what the attempt under way has led to: an error, or a session,
-// which is also what anybody who asked meanwhile can want.
+// settle records the result of the attempt in progress. A session also settles the next
+// attempt, if it was requested in the meantime.
 func (p *peer) settle(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -165,18 +179,18 @@ func (p *peer) waitUntil(t time.Time) {
 	p.mu.Unlock()
 }
 
-// joined notes that there is a session, whoever dialled it.
+// joined records that there is a session, whichever side dialled it.
 func (p *peer) joined() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lastErr = nil
 	if p.next != nil {
-		signal(p.dial) // who asked wants to know whether it is still the right one
+		signal(p.dial) // the requested attempt has to find out whether the session still fits
 	}
 }
 
-// ended notes the end of a session, whoever dialled it. One that got nowhere
-// counts as a failure to the schedule.
+// ended records the end of a session, whichever side dialled it. A session that merged
+// nothing counts as a failure in the schedule.
 func (p *peer) ended(s *session) {
 	good := s.lastContact()
 	if s.worked() {
@@ -192,8 +206,8 @@ func (p *peer) ended(s *session) {
 	}
 }
 
-// keep dials a peer whenever no session stands for it, and now and then to see
-// whether the one that does still may.
+// keep dials a peer whenever no session stands for its address. While there is one, keep
+// watches it.
 func (y *syncer) keep(ctx context.Context, p *peer) {
 	signal(p.dial) // the first attempt is made at once
 	for ctx.Err() == nil {
@@ -218,7 +232,7 @@ func (y *syncer) keep(ctx context.Context, p *peer) {
 		case errors.Is(err, ErrSelf):
 			p.settle(err)
 			p.set(StateSelf)
-			p.ask() // for those who asked meanwhile
+			p.ask() // ends an attempt that was requested in the meantime
 			<-ctx.Done()
 			return
 		case err != nil:
@@ -229,8 +243,9 @@ func (y *syncer) keep(ctx context.Context, p *peer) {
 	}
 }
 
-// watch waits for the end of a session that stands for a peer's address, or for
-// the address to be dialled again, to see who is there.
+// watch returns when the session that stands for the peer's address has ended. It also
+// returns after it has probed the address, which it does on request and, if the session
+// was not dialled there, after confirmEvery.
 func (y *syncer) watch(ctx context.Context, p *peer, s *session) {
 	confirm := time.NewTimer(confirmEvery)
 	defer confirm.Stop()
@@ -249,7 +264,7 @@ func (y *syncer) watch(ctx context.Context, p *peer, s *session) {
 	p.begin()
 	err := y.probe(ctx, p)
 	if y.sessionOf(p, anyAnswer) == nil {
-		signal(p.dial) // somebody else is there
+		signal(p.dial) // another peer answered, or another process
 	}
 	p.settle(err)
 }
@@ -268,8 +283,8 @@ func (y *syncer) connect(ctx context.Context, p *peer) (net.Conn, error) {
 	return c, nil
 }
 
-// dial connects to the peer and converses until the session ends. It returns
-// nil if there was one, or is one over another connection.
+// dial connects to the peer and converses until the session ends. It returns nil if
+// there was a session, or if there is a session over another connection.
 func (y *syncer) dial(ctx context.Context, p *peer) error {
 	c, err := y.connect(ctx, p)
 	if err != nil {
@@ -278,7 +293,7 @@ func (y *syncer) dial(ctx context.Context, p *peer) error {
 	return y.converse(ctx, c, p)
 }
 
-// peerGlance is what Status shows of a configured address.
+// peerGlance is a copy of a peer's state, for Status.
 type peerGlance struct {
 	addr     string
 	meta     Meta

@@ -13,10 +13,10 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// This file owns what the store asks of leveldb. Nothing else calls *leveldb.DB,
-// but for the door, which opens and closes it.
+// This file owns the store's access to leveldb. Nothing else calls *leveldb.DB, except
+// the door, which opens and closes it.
 
-// reader is what a database and its snapshots have in common.
+// reader holds the methods that a database and its snapshots have in common.
 type reader interface {
 	Get(key []byte, ro *opt.ReadOptions) ([]byte, error)
 	Has(key []byte, ro *opt.ReadOptions) (bool, error)
@@ -29,34 +29,34 @@ type snapshot interface {
 	Release()
 }
 
-// engine is a database that keeps keys in the order of their bytes.
+// engine is a database that sorts keys by their bytes.
 type engine interface {
 	reader
 	snapshot() (snapshot, error)
 	write(b *leveldb.Batch, sync bool) error
-	// flush makes everything that was written before it durable. row is the key of
-	// a row without a value that it may write. Nobody else may write meanwhile.
+	// flush makes all earlier writes durable. It may write an empty value under the
+	// key row. There must be no concurrent writes.
 	flush(row []byte) error
-	// size is about how many bytes the tables hold in a range.
+	// size returns the approximate number of bytes that the tables hold in a range.
 	size(slice *util.Range) (int64, error)
-	// settle waits for what flush left running.
+	// settle waits for the goroutines that flush has started.
 	settle()
-	// isLost reports whether a failed flush has left the database so that neither
-	// writing to it nor closing it would return.
+	// isLost reports whether a failed flush has left the database in a state in which
+	// neither a write nor closing the handle would return.
 	isLost() bool
 }
 
 // levelEngine is the one implementation of engine.
 type levelEngine struct {
 	*leveldb.DB
-	probes sync.WaitGroup // compactionError's
-	lost   bool           // guarded by whoever may write
+	probes sync.WaitGroup // goroutines of compactionError
+	lost   bool           // guarded by the right to write
 }
 
 func (e *levelEngine) snapshot() (snapshot, error) {
 	snap, err := e.DB.GetSnapshot()
 	if err != nil {
-		return nil, err // and not a nil snapshot in an interface
+		return nil, err // a nil *leveldb.Snapshot would not be a nil interface
 	}
 	return snap, nil
 }
@@ -78,15 +78,15 @@ func (e *levelEngine) size(slice *util.Range) (int64, error) {
 	return sizes.Sum(), err
 }
 
-// flush costs what is not in tables yet, and little more.
+// flush writes the data that is not in tables yet, and little more.
 //
-// A Sync write does not do: it covers the current journal, and goleveldb never
-// syncs a journal that it has rotated away from, though the memtable that belongs
-// to it may not be a table yet. OpenTransaction waits for such a memtable,
-// makes a table of the current one, and waits for that, but it waits for neither
-// where the current one is empty. That is so right after a write that filled the
-// one before to the last byte, and the row that is written first can be that
-// write. No memtable became a table then, and a second round has a row to wait for.
+// A Sync write is not enough. It covers the current journal, and goleveldb never syncs
+// a journal that it has rotated away from, even if the memtable of that journal is not
+// a table yet. OpenTransaction waits for such a memtable, writes the current memtable
+// to a table, and waits for that table. It waits for neither if the current memtable is
+// empty, which is the case right after a write that filled the previous memtable to the
+// last byte. The row that flush writes first can be that write. In that case no
+// memtable became a table, and flush needs a second round, which has a row to wait for.
 func (e *levelEngine) flush(row []byte) error {
 	for {
 		if err := e.DB.Put(row, nil, nil); err != nil {
@@ -106,14 +106,14 @@ func (e *levelEngine) flush(row []byte) error {
 	}
 }
 
-// tablesMade counts the memtables that became tables.
+// tablesMade returns the number of memtables that became tables.
 func (e *levelEngine) tablesMade() (uint32, error) {
 	var stats leveldb.DBStats
 	err := e.DB.Stats(&stats)
 	return stats.MemComp, err
 }
 
-// rotate makes a table of the current memtable, unless it is empty.
+// rotate writes the current memtable to a table, unless the memtable is empty.
 func (e *levelEngine) rotate() error {
 	if err := e.compactionError(); err != nil {
 		return err
@@ -129,16 +129,17 @@ func (e *levelEngine) rotate() error {
 	return nil
 }
 
-// aboveAll is a range above all keys, but for very odd ones: a compaction of it
-// does nothing. leveldb logs it, so it is short.
+// aboveAll is a range above all keys that are likely to exist, so compacting it does
+// nothing. It is short because leveldb logs it.
 var aboveAll = util.Range{Start: bytes.Repeat([]byte{0xff}, 32)}
 
-// compactionPatience is for how long a compaction may keep its error to itself. It
-// returns an error at once, but does not answer while it is at work.
+// compactionPatience bounds the wait for the error of a compaction. A failing
+// compaction answers at once; one that is making progress does not answer until it is
+// done.
 const compactionPatience = 20 * time.Millisecond
 
 // compactionError returns the error of a compaction that keeps failing, or nil.
-// OpenTransaction would find it, too, and leave a write lock behind.
+// OpenTransaction would return that error, too, but without releasing the write lock.
 func (e *levelEngine) compactionError() error {
 	answer := make(chan error, 1)
 	e.probes.Go(func() { answer <- e.DB.CompactRange(aboveAll) })
@@ -152,13 +153,13 @@ func (e *levelEngine) compactionError() error {
 	}
 }
 
-// releaseWriteLock gives back the write lock that an OpenTransaction which failed
-// has kept: without it, every write and the handle's Close would wait for ever. It
-// reports whether nobody holds the lock on our behalf any more.
+// releaseWriteLock releases the write lock that a failed OpenTransaction has kept.
+// Otherwise every write, and closing the handle, would block forever. It reports
+// whether the lock is no longer held on our behalf.
 //
-// goleveldb has no method for it, and is no longer developed. If the field should
-// not be there, errLost tells the handle's owner. Where leveldb itself keeps the
-// lock after an error that is there to stay, it takes it again at once.
+// goleveldb has no method for this, and is no longer developed. If the field does not
+// exist, errLost tells the owner of the handle. After a permanent error, leveldb keeps
+// the lock deliberately; it then takes the lock again at once.
 func releaseWriteLock(db *leveldb.DB) bool {
 	field := reflect.ValueOf(db).Elem().FieldByName("writeLockC")
 	if !field.IsValid() || field.Type() != reflect.TypeFor[chan struct{}]() {
@@ -175,6 +176,6 @@ func releaseWriteLock(db *leveldb.DB) bool {
 func (e *levelEngine) settle()      { e.probes.Wait() }
 func (e *levelEngine) isLost() bool { return e.lost }
 
-// errLost tells the owner of a handle what a failed flush has left of it.
+// errLost tells the owner of a handle that a failed flush has made it unusable.
 var errLost = errors.New("leveldb's write lock was lost with it: " +
 	"do not close the database handle, which would wait for ever; end the process")

@@ -7,45 +7,48 @@ import (
 	"github.com/syndtr/goleveldb/leveldb"
 )
 
-// This file owns the errors that callers, and peers, can tell apart.
+// This file owns the errors that callers and peers can tell apart.
 
-// Errors that callers may want to tell apart, with errors.Is. A key that is not
-// there is leveldb.ErrNotFound, as it is.
+// Errors that callers may want to tell apart with errors.Is. A missing key is
+// reported as leveldb.ErrNotFound, unwrapped.
 var (
 	// ErrClosed is returned by every method after Close. It matches
 	// leveldb.ErrClosed.
 	ErrClosed error = closedError{}
-	// ErrInUse is returned by Open for a handle that has a Replicator already,
-	// and by Close while iterators or snapshots of an owned handle are open.
+	// ErrInUse is returned by Open if the handle already has a Replicator. It is
+	// returned by Close if the Replicator owns the handle and iterators or snapshots
+	// are still open.
 	ErrInUse = errors.New("replicator: in use")
 	// ErrReserved is returned for a key under the reserved prefix
-	// "\xffreplicator\xff", and by Open if somebody else keeps keys there.
+	// "\xffreplicator\xff", and by Open if other software keeps keys there.
 	ErrReserved = errors.New(`replicator: keys under "\xffreplicator\xff" are reserved`)
-	// ErrTooLarge is returned for a key or a value above the limits.
+	// ErrTooLarge is returned for a key or a value that exceeds its limit.
 	ErrTooLarge = errors.New("replicator: too large to be replicated")
-	// ErrFailed is returned by writes, and by Close, after a write to leveldb has
-	// failed, with the cause. Reads go on. To write again, close the database and
-	// open it anew; with Options.Recovered, if the device lost what it had confirmed.
+	// ErrFailed is returned by writes and by Close, with the cause, after a write to
+	// leveldb has failed. Reads still work. To write again, close the database and
+	// reopen it. Set Options.Recovered if the device lost writes that it had
+	// confirmed.
 	ErrFailed = errors.New("replicator: stopped writing after a failed write; reopen the database")
-	// ErrClock is returned when a clock left its bounds: for a local write that
-	// would pass 2^62, and to a peer whose change is above 2^48 + 2^20 for each
-	// second since 2026-01-01 UTC, by the wall clock here, an hour ahead.
+	// ErrClock is returned when a clock is out of bounds. A local write must not
+	// pass 2^62. A peer's change must not exceed 2^48, plus 2^20 for each second
+	// since 2026-01-01 UTC by the local wall clock, which is taken an hour ahead.
 	ErrClock = errors.New("replicator: clock out of bounds")
-	// ErrProtocol marks what a peer sent and should not have: not our protocol,
-	// a wrong checksum, a length above the limit, values out of range.
+	// ErrProtocol marks data from a peer that violates the protocol: another
+	// protocol, a wrong checksum, a length above the limit, a value out of range.
 	ErrProtocol = errors.New("replicator: protocol violation")
-	// ErrRefused marks a session that one of the two sides does not want: other
-	// version, other cluster, other limits.
+	// ErrRefused marks a session that one of the two sides refuses, for instance
+	// because the versions, the clusters or the limits differ.
 	ErrRefused = errors.New("replicator: session refused")
-	// ErrSelf marks an address that leads back to this very Replicator.
+	// ErrSelf marks an address that leads back to this Replicator.
 	ErrSelf = errors.New("replicator: the address is this replica's own")
-	// ErrCloned marks a peer that has the same database id: a copied directory.
+	// ErrCloned marks a peer that has the same database id, which means that the
+	// directory was copied.
 	ErrCloned = errors.New("replicator: another replica has this database id")
-	// ErrUnknownPeer is returned by RemovePeer for an address it doesn't know.
+	// ErrUnknownPeer is returned by RemovePeer for an address that was not added.
 	ErrUnknownPeer = errors.New("replicator: no such peer")
 )
 
-// errDuplicate ends a connection that is not needed. It travels.
+// errDuplicate ends a connection that is not needed. A bye carries it to the peer.
 var errDuplicate = errors.New("replicator: there is a session with this peer already")
 
 type closedError struct{}
@@ -53,10 +56,10 @@ type closedError struct{}
 func (closedError) Error() string        { return "replicator: closed" }
 func (closedError) Is(target error) bool { return target == leveldb.ErrClosed }
 
-// PeerError tells which peer an error belongs to and what was being done.
+// PeerError adds the peer and the operation to an error.
 type PeerError struct {
 	Addr string // the peer's address
-	Op   string // "dial", "handshake" or "session"
+	Op   string // the operation: "dial", "handshake" or "session"
 	Err  error
 }
 

@@ -148,6 +148,12 @@ func LogRows(db reader) (rows []Row, err error) {
 	return rows, it.Error()
 }
 
+// Floor returns the sequence below which a database's log may have gaps.
+func Floor(db *leveldb.DB) (uint64, error) {
+	op := &opening{engine: &levelEngine{DB: db}}
+	return op.getUint64(metaFloor, 1)
+}
+
 // Cursor is how far the log of a peer has been merged.
 type Cursor struct {
 	Checkpoint, Upper, Seen uint64
@@ -290,4 +296,3 @@ func Connections(r *Replicator) (n int) {
 	}
 	return n
 }
-

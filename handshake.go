@@ -8,20 +8,19 @@ import (
 	"time"
 )
 
-// This file owns the exchange of hellos: who is there, and whether the two fit
-// together.
+// This file owns the exchange of hellos, and the judgement of a peer's hello.
 
-// greeting is what two sides know of each other after their hellos.
+// greeting is the result of an exchange of hellos.
 type greeting struct {
 	own, peer hello
-	since     uint64 // the last meeting before the connection began
+	since     uint64 // number of the last meeting before the connection began
 }
 
-// decides reports whether this side, of the smaller id, says which connection is
-// the session of the pair.
+// decides reports whether this side chooses the connection that becomes the session of
+// the pair. The side with the smaller id does.
 func (g *greeting) decides() bool { return string(g.own.id[:]) < string(g.peer.id[:]) }
 
-// hello returns what this side says of itself.
+// hello returns the hello of this side.
 func (y *syncer) hello(probe bool) hello {
 	o := &y.settings
 	return hello{
@@ -32,9 +31,9 @@ func (y *syncer) hello(probe bool) hello {
 	}
 }
 
-// greet exchanges hellos and finds out whether the two sides fit together. The
-// side that was dialled speaks second, and says a bye in the place of its hello to
-// a peer that it refuses.
+// greet exchanges hellos and checks whether the two sides fit together. The side that
+// dialled sends first. The other side sends a bye in place of its hello if it refuses
+// the peer.
 func (y *syncer) greet(ctx context.Context, c *conn, dialed, probe bool) (*greeting, error) {
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
@@ -86,7 +85,7 @@ func (y *syncer) exchange(c *conn, g *greeting, dialed bool) error {
 	return nil
 }
 
-// admit judges the hello of a peer, and does what the verdict asks for.
+// admit judges the hello of a peer, and acts on the verdict.
 func (y *syncer) admit(g *greeting, dialed bool) error {
 	v := judge(encounter{g.own, g.peer, dialed, y.store.failure(), y.isForked(g.peer)})
 	if v.renew {
@@ -98,8 +97,8 @@ func (y *syncer) admit(g *greeting, dialed bool) error {
 	return v.err
 }
 
-// expect receives the one frame that may come now, or a bye. It is small, and has
-// to arrive whole within the timeout.
+// expect receives the only frame that is allowed next, or a bye. The frame must be
+// small, and must arrive completely within the timeout.
 func (c *conn) expect(want byte) ([]byte, error) {
 	var late atomic.Bool
 	timer := time.AfterFunc(c.timeout, func() {
@@ -124,21 +123,21 @@ func (c *conn) expect(want byte) ([]byte, error) {
 
 var errSilent = errors.New("nothing heard from the peer")
 
-// encounter is what a verdict on a hello rests on.
+// encounter is the input of a verdict.
 type encounter struct {
 	own, peer hello
-	dialed    bool  // by this side
-	failed    error // why this replica can't replicate any more, or nil
-	forked    bool  // the peer's epoch was followed by another already
+	dialed    bool  // this side dialled
+	failed    error // why this replica cannot replicate any more, or nil
+	forked    bool  // the peer's epoch was followed by another one already
 }
 
-// verdict is what becomes of an encounter.
+// verdict is the result of judging an encounter.
 type verdict struct {
-	err   error // what keeps the two apart, or nil
-	renew bool  // this side has to draw a new database id
+	err   error // why there can be no session, or nil
+	renew bool  // this side must draw a new database id
 }
 
-// judge finds what keeps the two sides apart. It looks at nothing else.
+// judge decides whether two sides can have a session. The result depends on e only.
 func judge(e encounter) verdict {
 	own, peer := e.own, e.peer
 	refuse := func(format string, args ...any) verdict { return verdict{err: fmt.Errorf(format, args...)} }
@@ -146,7 +145,7 @@ func judge(e encounter) verdict {
 	case peer.id.IsZero() || peer.nonce == 0:
 		return refuse("%w: hello: id %v, nonce %d", ErrProtocol, peer.id, peer.nonce)
 	case peer.id == own.id && peer.nonce == own.nonce && e.dialed:
-		// Oneself would have said bye.
+		// This replica would have answered itself with a bye.
 		return refuse("%w: hello: what was dialled sends back what it is sent", ErrProtocol)
 	case peer.id == own.id && peer.nonce == own.nonce:
 		return verdict{err: ErrSelf}
@@ -160,8 +159,8 @@ func judge(e encounter) verdict {
 	case peer.epoch&drawnOrigin == 0:
 		return refuse("%w: hello: epoch %v", ErrProtocol, peer.epoch)
 	case peer.id == own.id && own.nonce < peer.nonce:
-		// Two live instances of one id. One of them has to change, and the
-		// smaller nonce does.
+		// There are two live instances of one id. The one with the smaller nonce
+		// must draw a new id.
 		return verdict{fmt.Errorf("%w: it had the id %v, too, and this side draws a new one", ErrRefused, own.id), true}
 	case peer.id == own.id:
 		return refuse("%w: %v", ErrCloned, own.id)

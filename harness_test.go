@@ -113,6 +113,26 @@ func until(t testing.TB, what string, condition func() bool) {
 	require.FailNow(t, "it did not happen: "+what)
 }
 
+// bounded waits for what must not hang, in a bubble.
+func bounded(t testing.TB, what string, limit time.Duration, work func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		work()
+	}()
+	select {
+	case <-done:
+	case <-time.After(limit):
+		stacks := make([]byte, 1<<20)
+		// What hangs keeps the bubble from ending, and the test from saying so.
+		fmt.Printf("%s hangs in %s\n%s\n", what, t.Name(), stacks[:runtime.Stack(stacks, true)])
+		require.FailNow(t, what+" hangs")
+	}
+	if t.Failed() {
+		t.FailNow() // by work
+	}
+}
+
 // cluster is a number of replicas on simulated disks and a simulated network.
 type cluster struct {
 	t     testing.TB
@@ -227,15 +247,37 @@ func (n *node) open(changes ...func(o *replicator.Options)) {
 		require.Empty(n.c.t, changes, "%s is open", n.name)
 		return
 	}
-	var err error
-	n.db, err = leveldb.Open(n.disk, &n.ldb)
-	require.NoError(n.c.t, err)
+	require.NoError(n.c.t, n.start(changes...))
+}
+
+// start is open where that may fail: then n.db may be open, and n.r is not.
+func (n *node) start(changes ...func(o *replicator.Options)) error {
+	if err := n.openDB(); err != nil {
+		return err
+	}
+	return n.wrap(changes...)
+}
+
+// openDB opens a node's database.
+func (n *node) openDB() error {
+	db, err := leveldb.Open(n.disk, &n.ldb)
+	if err == nil {
+		n.db = db
+	}
+	return err
+}
+
+// wrap opens the Replicator of a node whose database is open.
+func (n *node) wrap(changes ...func(o *replicator.Options)) (err error) {
 	o := n.options()
 	for _, change := range changes {
 		change(o)
 	}
 	n.r, err = replicator.Open(n.db, o)
-	require.NoError(n.c.t, err)
+	if err != nil && o.Listener != nil {
+		o.Listener.Close()
+	}
+	return err
 }
 
 // dialOnly has a node be one that nobody can dial.

@@ -9,10 +9,10 @@ import (
 	"sort"
 )
 
-// This file owns which replica a log is of, and which stretch of it a place belongs to.
+// This file owns database ids, positions in logs, and the epochs of a log.
 
-// DatabaseID names one replica: 128 random bits, drawn when a database is first
-// wrapped. A copied directory shares it until the copies meet.
+// DatabaseID identifies one replica. It is 128 random bits, drawn when a database is
+// first wrapped. Copies of a directory share an id until they meet.
 type DatabaseID [16]byte
 
 // String returns the id as 32 hexadecimal digits.
@@ -21,10 +21,10 @@ func (id DatabaseID) String() string { return hex.EncodeToString(id[:]) }
 // IsZero reports whether the id is unknown.
 func (id DatabaseID) IsZero() bool { return id == DatabaseID{} }
 
-// MarshalText returns what String returns.
+// MarshalText returns the same text as String.
 func (id DatabaseID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
 
-// UnmarshalText reads what MarshalText wrote.
+// UnmarshalText parses the output of MarshalText.
 func (id *DatabaseID) UnmarshalText(text []byte) error {
 	if hex.DecodedLen(len(text)) != len(id) {
 		return fmt.Errorf("replicator: a database id has %d hexadecimal digits", 2*len(id))
@@ -38,8 +38,8 @@ func newDatabaseID() (id DatabaseID) {
 	return id
 }
 
-// position is a place in one replica's log: behind the record with that
-// sequence, in the epoch that contains it. The zero position is nowhere.
+// position is a place in one replica's log: right behind the record with the given
+// sequence, which the given epoch contains. The zero position is no place.
 type position struct {
 	epoch Origin
 	seq   uint64
@@ -48,35 +48,38 @@ type position struct {
 func (p position) isZero() bool   { return p == position{} }
 func (p position) String() string { return fmt.Sprintf("%v/%d", p.epoch, p.seq) }
 
-// epoch is one opening's stretch of the log.
+// epoch is the part of the log that one opening of the database wrote.
 type epoch struct {
-	first  uint64
-	origin Origin
-	sure   uint64 // if it ended with a power cut: up to here nothing can be missing; else above everything
+	first  uint64 // sequence
+	origin Origin // names the epoch
+	// sure is the sequence up to which nothing can be missing, if a power cut ended the
+	// epoch. Otherwise it is above all sequences.
+	sure uint64
 }
 
-// row is what the epochs' table has under the first sequence.
+// row returns what the epochs' table holds under the first sequence.
 func (e epoch) row() []byte {
 	return binary.AppendUvarint(encodeUint64(uint64(e.origin)), e.sure)
 }
 
-// maxEpochs bounds the history; a checkpoint older than that ends in a full pull.
+// maxEpochs bounds the history. A checkpoint in an older epoch leads to a full pull.
 const maxEpochs = 1024
 
-// history is the epochs of a log in ascending order. It is fixed while a
+// history holds the epochs of a log in ascending order. It does not change while a
 // Replicator is open, so it needs no lock.
 type history []epoch
 
-// label returns the position of a sequence: in the epoch that contains it, or,
-// before the first epoch known, in that one's beginning.
+// label returns the position of a sequence, in the epoch that contains it. A
+// sequence before the first known epoch is placed in that epoch.
 func (h history) label(seq uint64) position {
 	i := sort.Search(len(h), func(i int) bool { return h[i].first > seq })
 	return position{h[max(i-1, 0)].origin, seq}
 }
 
-// contains reports whether the log up to p is a prefix of this log up to head:
-// p's epoch is one of ours, and reaches that far. The place right before an
-// epoch's first record belongs to it, for the epoch fixes all that precedes it.
+// contains reports whether the log up to p is a prefix of this log up to head, that
+// is, whether this log has p's epoch and the epoch reaches that far. The place right
+// before an epoch's first record belongs to the epoch, which determines everything
+// that precedes it.
 func (h history) contains(p position, head uint64) bool {
 	i := slices.IndexFunc(h, func(e epoch) bool { return e.origin == p.epoch })
 	if i < 0 || p.seq+1 < h[i].first {

@@ -1,28 +1,29 @@
 package replicator
 
-// This file owns what may be a key, and how much of anything is sent at a time.
+// This file owns the reserved prefix, and the limits of keys, pages and names.
 
 const (
 	// MaxKeySize is the size in bytes of the largest key that can be written.
 	MaxKeySize = 64 << 10
 
-	// maxPageEntries and maxPageBytes bound a page. One page is merged while
-	// the next is on its way, so a session holds at most twice that.
+	// maxPageEntries and maxPageBytes bound a page. A session merges one page while
+	// the next is in transit, so it holds at most twice that.
 	maxPageEntries = 500
 	maxPageBytes   = 1 << 20
-	// inlineSize is the size in bytes of the largest value that is sent along with its
-	// entry. Others are asked for.
+	// inlineSize is the size in bytes of the largest value that is sent inline, with
+	// its entry. Larger values are fetched.
 	inlineSize = 64 << 10
 
-	maxClusterName = 255 // bytes
+	// Limits of strings, in bytes.
+	maxClusterName = 255
 	maxName        = 255
 	maxAddrSize    = 256
 )
 
-// reserved is the sublevel that holds everything of the Replicator's.
+// reserved is the prefix of all keys that belong to the Replicator.
 const reserved = "\xffreplicator\xff"
 
-// hidden reports whether a key is not the user's.
+// hidden reports whether a key is under the reserved prefix.
 func hidden(key []byte) bool {
 	return len(key) >= len(reserved) && key[0] == reserved[0] && string(key[:len(reserved)]) == reserved
 }

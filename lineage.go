@@ -2,18 +2,18 @@ package replicator
 
 import "errors"
 
-// This file owns which history an id stands for: what is noted of a peer's, and
-// what becomes of this replica's own id when another has it, too.
+// This file owns the link between ids and histories: the epochs recorded for a peer's
+// id, and the renewal of this replica's id if another replica has the same id.
 
-// isForked reports whether the history of the peer that said hello has forked.
+// isForked reports whether the history of the peer that sent the hello has forked.
 func (y *syncer) isForked(h hello) bool {
 	record := y.store.peer(h.id)
 	return record != nil && record.isForked(h.epoch)
 }
 
-// tellForked ends the session with a peer whose history has forked, so that it
-// hears of it there, too: it may not listen to another connection, for that
-// session's sake.
+// tellForked ends the session with a peer whose history has forked, so that the peer
+// hears of the fork there, too. Because of that session, the peer may ignore what it is
+// told over another connection.
 func (y *syncer) tellForked(h hello) {
 	y.mu.Lock()
 	s := y.sessions[h.id]
@@ -23,9 +23,9 @@ func (y *syncer) tellForked(h hello) {
 	}
 }
 
-// meet remembers a peer before anything is served to it. A clone that is turned
-// away here comes again. The address is where it was dialled, or empty: the port that
-// a peer dials from says nothing.
+// meet stores a record of a peer before anything is served to it. A clone that is turned
+// away here connects again. addr is the dialled address, or empty if the peer dialled:
+// the port that a peer dials from is not its address.
 func (y *syncer) meet(h hello, addr string, since uint64) error {
 	y.mu.Lock()
 	record := y.recordOf(h.id)
@@ -34,8 +34,8 @@ func (y *syncer) meet(h hello, addr string, since uint64) error {
 	return y.store.meet(h.id, record, h.epoch, h.name, addr, since)
 }
 
-// recordOf returns the record of a peer: the one that is remembered or, until it is
-// met, the one that its session has. The caller holds mu.
+// recordOf returns the record of a peer: the stored one or, for a peer that has not been
+// met yet, the record of its session or a new one. The caller must hold mu.
 func (y *syncer) recordOf(id DatabaseID) *peerRecord {
 	if record := y.store.peer(id); record != nil {
 		return record
@@ -46,8 +46,8 @@ func (y *syncer) recordOf(id DatabaseID) *peerRecord {
 	return new(peerRecord)
 }
 
-// renewIfForked renews the id that a hello carried if the peer said, in the
-// error that ended the conversation, that another lineage has it, too.
+// renewIfForked renews this replica's id if err, which ended the conversation, is the
+// peer's bye that the history of the id has forked. id is the id that was sent.
 func (y *syncer) renewIfForked(id DatabaseID, err error) {
 	var bye *byeReceived
 	if errors.As(err, &bye) && bye.code == byeForked {
@@ -55,8 +55,8 @@ func (y *syncer) renewIfForked(id DatabaseID, err error) {
 	}
 }
 
-// renewID draws a new database id in the place of one that another replica has,
-// too, and ends the sessions that rest on it.
+// renewID replaces the database id old, which another replica has, too, by a new one,
+// and ends the sessions in which old was sent.
 func (y *syncer) renewID(old DatabaseID) {
 	renewed, err := y.store.renewID(old)
 	switch {

@@ -12,7 +12,7 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/opt"
 )
 
-// This file owns what a caller can choose, with its defaults and bounds.
+// This file owns the options, with their defaults and bounds.
 
 const (
 	defaultMaxValueSize = 16 << 20
@@ -29,106 +29,111 @@ const (
 	defaultMaxSessionsPerAddr = 16
 )
 
-// Options configures a Replicator. The zero value, and nil, are valid: a
-// replica without peers, which writes its change log and can be given peers
-// later. Zero means default; Open copies the options.
+// Options configures a Replicator. The zero value and nil are valid: they configure a
+// replica without peers, which writes its change log and can be given peers later. A
+// zero field means its default value. Open copies the options.
 type Options struct {
-	// Name is what peers' logs and Status call this replica, beside its id. At
-	// most 255 bytes.
+	// Name is the name of this replica in the logs and the Status of its peers,
+	// alongside its id. It must not exceed 255 bytes.
+	//
+	// The default value is empty: peers show the id only.
 	Name string
 
-	// Listen is the TCP address to accept peers on, such as "127.0.0.1:8000",
-	// "[::1]:8000" or, for a port of the system's choice, "127.0.0.1:0".
+	// Listen is the TCP address on which peers are accepted, such as
+	// "127.0.0.1:8000", "[::1]:8000" or, for a port that the system chooses,
+	// "127.0.0.1:0".
 	//
-	// The default value is empty: peers can't dial in, but replication works
-	// both ways over the sessions dialled from here.
+	// The default value is empty: peers cannot dial in. Replication still works in
+	// both directions over the sessions that this replica dials.
 	Listen string
 
-	// Listener is used instead of Listen. The Replicator closes it, and so does an
-	// Open that fails.
+	// Listener is used instead of Listen. The Replicator closes it. If Open fails,
+	// Open closes it.
 	Listener net.Listener
 
 	// Peers are the addresses to dial, with their metadata. AddPeer and RemovePeer
 	// change the set at run time.
 	Peers map[string]Meta
 
-	// Dial connects to a peer's address. It must return when ctx is done, with
+	// Dial connects to the address of a peer. It must return when ctx is done, with
 	// either a connection or an error.
 	//
 	// The default value dials TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 
-	// Insecure permits plain TCP beyond loopback addresses: anybody who can
-	// reach the port can read and write the whole database. Listener and Dial
-	// are the caller's own responsibility and not restricted.
+	// Insecure permits plain TCP beyond loopback addresses. Anybody who can reach the
+	// port can then read and write the whole database. Listener and Dial are not
+	// restricted: their security is the caller's responsibility.
 	Insecure bool
 
-	// Cluster is a name that both ends of a session must share.
+	// Cluster is a name that both ends of a session must share. It must not exceed
+	// 255 bytes.
+	//
+	// The default value is empty.
 	Cluster string
 
 	// Logger receives changes of state and warnings.
 	//
-	// The default value is nil: silent.
+	// The default value is nil: nothing is logged.
 	Logger *slog.Logger
 
-	// MinInterval and MaxInterval bound the time between two contacts with a
-	// peer: dialling one that is not connected, asking one that is for its
-	// head. Each local write halves the interval; an idle contact doubles it,
-	// and so does a failed one. Actual waits are jittered by a fifth.
+	// MinInterval and MaxInterval bound the time between two contacts with a peer. A
+	// contact is an attempt to dial a peer that is not connected, or a request for the
+	// head of a peer that is. Each local write halves the interval; an idle or failed
+	// contact doubles it. Actual waits vary by up to a fifth.
 	//
 	// The default values are 100 ms and 10 s.
 	MinInterval, MaxInterval time.Duration
 
-	// Timeout bounds dialling, the handshake, and any time in which nothing is
-	// heard from a peer, beyond the MaxInterval between two signs of life. A link may
-	// be as slow as it likes, as long as bytes arrive.
+	// Timeout bounds dialling, the handshake, and the time in which nothing is heard
+	// from a peer, in addition to the MaxInterval between two signs of life. A link may
+	// be arbitrarily slow, as long as bytes arrive.
 	//
 	// The default value is 10 s.
 	Timeout time.Duration
 
-	// MaxHandshakes is how many connections from elsewhere may be in their
-	// handshake at a time, MaxSessions how many sessions there may be before peers
-	// that dial in are refused, and MaxSessionsPerAddr how many connections may
-	// come from one IP address: raise it where many replicas dial from behind one.
+	// MaxHandshakes bounds the number of inbound connections that are in their
+	// handshake. MaxSessions is the number of sessions at which further peers that dial
+	// in are refused. MaxSessionsPerAddr bounds the number of inbound connections from
+	// one IP address; raise it if many replicas dial from behind one address.
 	//
 	// The default values are 64, 256 and 16.
 	MaxHandshakes, MaxSessions, MaxSessionsPerAddr int
 
-	// MaxValueSize is the size in bytes of the largest value that a write
-	// accepts. It must be the same on all replicas, and at most 1 GiB. Where it
-	// is lowered, Open looks through all values, and fails with ErrTooLarge if
-	// one is above it.
+	// MaxValueSize is the size in bytes of the largest value that a write accepts. It
+	// must be the same on all replicas, and at most 1 GiB. If it was lowered, Open
+	// checks all values, and fails with ErrTooLarge if a value is larger.
 	//
 	// The default value is 16 MiB.
 	MaxValueSize int
 
-	// SkipAdoption leaves alone the keys that the database held before it was
-	// first wrapped: they are not replicated until they are written again, and
-	// a peer's change to one of them replaces it.
+	// SkipAdoption excludes the keys that the database held before it was first
+	// wrapped from replication. Such a key is replicated once it is written again. A
+	// peer's change to the key replaces it.
 	SkipAdoption bool
 
-	// Recovered says that the database's files may be from different moments: they
-	// were repaired by goleveldb's RecoverFile, copied while they were written, or
-	// are on a device that lost writes. Open then compares keys and index, drops
-	// index records of values that are missing, and adopts values that have none.
-	// The change log and the checkpoints are not trusted: peers pull this replica
-	// in full, and it pulls them in full. Set it for one opening.
+	// Recovered states that the files of the database may be from different moments:
+	// they were repaired by goleveldb's RecoverFile, copied while they were being
+	// written, or are on a device that lost writes. Open then compares keys and index,
+	// drops the index records of missing values, and adopts values without an index
+	// record. It does not trust the change log and the checkpoints: peers pull this
+	// replica in full, and it pulls them in full. Set Recovered for one opening only.
 	Recovered bool
 
-	// BacklogBytes is the size of the memory that holds the last changes, for peers that
-	// keep up.
+	// BacklogBytes is the size of the memory that holds the latest changes, for peers
+	// that keep up.
 	//
 	// The default value is 8 MiB.
 	BacklogBytes int
 
-	durableEvery time.Duration // for tests; how often everything is made durable
+	durableEvery time.Duration // for tests: how often everything is made durable
 
-	bootID      func() string // for tests; the machine's boot id, "" if unknown
-	pageEntries int           // for tests; how many entries a page has at most
-	rescan      func() bool   // for tests; decides whether a long log scan becomes one in key order
+	bootID      func() string // for tests: the machine's boot id, "" if unknown
+	pageEntries int           // for tests: maximum number of entries in a page
+	rescan      func() bool   // for tests: decides whether a long log scan becomes a scan in key order
 }
 
-// Validate returns all that is wrong with the options, joined, or nil.
+// Validate returns the errors in the options, joined, or nil.
 func (o *Options) Validate() error {
 	if o == nil {
 		return nil
@@ -174,7 +179,7 @@ func (o *Options) Validate() error {
 	return errors.Join(errs...)
 }
 
-// checkPeer refuses an address that can't be dialled or must not be.
+// checkPeer refuses an address that cannot or must not be dialled.
 func (o *Options) checkPeer(addr string) error {
 	if addr == "" {
 		return errors.New("empty address")
@@ -189,19 +194,19 @@ func (o *Options) checkPeer(addr string) error {
 	return requireLoopback(addr)
 }
 
-// closeListener closes the caller's listener, where Open does not come to use it.
+// closeListener closes the caller's listener, for an Open that failed.
 func (o *Options) closeListener() {
 	if o != nil && o.Listener != nil {
 		o.Listener.Close()
 	}
 }
 
-// dialTCP is the default of Dial.
+// dialTCP is the default value of Dial.
 func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, "tcp", addr)
 }
 
-// store returns what the store needs to know.
+// store returns the settings of the store.
 func (o *Options) store() storeSettings {
 	return storeSettings{
 		logger: o.Logger, maxValue: o.MaxValueSize, skipAdoption: o.SkipAdoption, recovered: o.Recovered,
@@ -209,7 +214,7 @@ func (o *Options) store() storeSettings {
 	}
 }
 
-// sync returns what the syncer needs to know, but for the listener.
+// sync returns the settings of the syncer, without the listener.
 func (o *Options) sync() syncSettings {
 	settings := syncSettings{
 		logger: o.Logger, name: o.Name, cluster: o.Cluster, dial: o.Dial,
@@ -235,7 +240,7 @@ func requireLoopback(addr string) error {
 		"set Insecure to permit it, or bring your own Listener and Dial", addr)
 }
 
-// withDefaults returns a copy with every zero setting replaced.
+// withDefaults returns a copy in which default values replace zero fields.
 func (o *Options) withDefaults() Options {
 	var c Options
 	if o != nil {
@@ -268,8 +273,9 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// safeOptions returns goleveldb options without what makes a failed write hang
-// or panic (see the caveats in the README).
+// safeOptions returns a copy of goleveldb's options in which large batches do not use
+// transactions, because a failed write could hang or panic then. See the caveats in the
+// README.
 func safeOptions(o *opt.Options) *opt.Options {
 	var c opt.Options
 	if o != nil {

@@ -8,11 +8,11 @@ import (
 	"net"
 )
 
-// This file owns how a connection becomes the one session of a pair, and what
-// becomes of a session at its end.
+// This file owns the way from a connection to the one session of a pair, and the end of
+// a session.
 
-// converse is a dialled connection's life: handshake, then the session, if there
-// is one.
+// converse handles a dialled connection: the handshake, and then the session, if there
+// is one. It closes the connection.
 func (y *syncer) converse(ctx context.Context, nc net.Conn, p *peer) error {
 	defer nc.Close()
 	s, err := y.shake(ctx, nc, p.addr, p)
@@ -22,9 +22,9 @@ func (y *syncer) converse(ctx context.Context, nc net.Conn, p *peer) error {
 	switch {
 	case errors.Is(err, errDuplicate):
 		if y.sessionOf(p, anyAnswer) == nil {
-			p.pace.idle() // the peer says that there is another session, and there is none
+			p.pace.idle() // the peer claims that there is another session, and there is none
 		}
-		return nil // keep finds it
+		return nil // keep finds the session
 	case err != nil:
 		return err
 	}
@@ -33,12 +33,11 @@ func (y *syncer) converse(ctx context.Context, nc net.Conn, p *peer) error {
 	return nil
 }
 
-// shake makes a connection a session. The peer is the one that was dialled, or
-// nil.
+// shake turns a connection into a session. p is the peer that was dialled, or nil.
 func (y *syncer) shake(ctx context.Context, nc net.Conn, addr string, p *peer) (*session, error) {
 	c := newConn(nc, y.settings.timeout)
 	g, err := y.greet(ctx, c, p != nil, false)
-	if err == nil && p != nil { // it has answered our hello
+	if err == nil && p != nil { // the peer has answered our hello
 		p.met(g.peer)
 		if err = y.meet(g.peer, addr, g.since); err != nil {
 			sayBye(c, err)
@@ -58,7 +57,7 @@ func (y *syncer) shake(ctx context.Context, nc net.Conn, addr string, p *peer) (
 	return s, nil
 }
 
-// run lets a session live, and deals with its end.
+// run runs a session, and handles its end.
 func (y *syncer) run(s *session) {
 	err := s.run()
 	y.remove(s)
@@ -71,7 +70,7 @@ func (y *syncer) run(s *session) {
 	}
 }
 
-// probe dials a peer to see who is there now.
+// probe dials an address to find out which peer answers there now.
 func (y *syncer) probe(ctx context.Context, p *peer) error {
 	nc, err := y.connect(ctx, p)
 	if err != nil {
@@ -91,7 +90,7 @@ var (
 	errProbed   = errors.New("replicator: the peer only wanted to know who is here")
 )
 
-// pair makes the connection the session of the pair, if both sides agree.
+// pair turns the connection into the session of the pair, if both sides agree.
 func (y *syncer) pair(ctx context.Context, c *conn, g *greeting, addr string, dialed bool) (*session, error) {
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
@@ -113,11 +112,11 @@ func (y *syncer) pair(ctx context.Context, c *conn, g *greeting, addr string, di
 		y.renewIfForked(g.own.id, err)
 		return nil, err
 	}
-	c.widen(y.settings.timeout + longestWait(y.settings.maxInterval)) // until the peer answers the next ping
+	c.widen(y.settings.timeout + longestWait(y.settings.maxInterval)) // the time until the peer answers the next ping
 	return s, nil
 }
 
-// awaitAccept returns the number that the deciding side gave to the connection.
+// awaitAccept returns the number that the deciding side has given to the connection.
 func (c *conn) awaitAccept() (uint64, error) {
 	payload, err := c.expect(frameAccept)
 	if err != nil {
@@ -135,10 +134,10 @@ func (c *conn) awaitAccept() (uint64, error) {
 
 func acceptFrame(number uint64) []byte { return binary.AppendUvarint(nil, number) }
 
-// register makes a new session the one with its peer, and waits until the one
-// before it has stopped merging. The side with the smaller id decides: an older
-// session with the same process stays if it answers, and otherwise the new one is
-// given the next number. The other side, which passes that number, follows.
+// register makes a new session the only one with its peer, and waits until the session
+// before it has stopped merging. The side with the smaller id decides. It keeps an older
+// session with the same process if that session answers; otherwise it gives the next
+// number to the new session. The other side passes this number, and follows.
 func (y *syncer) register(ctx context.Context, c *conn, g *greeting, addr string, dialed bool, number uint64) (*session, error) {
 	id := g.peer.id
 	for {
@@ -176,8 +175,8 @@ func (y *syncer) register(ctx context.Context, c *conn, g *greeting, addr string
 	}
 }
 
-// reporterOf returns what logs of a session's peer: as the configured address for
-// which it stands or, if there is none, as the peer that it is.
+// reporterOf returns the reporter for a session's peer: that of the configured address
+// for which the session stands or, if there is none, that of the peer's id.
 func (y *syncer) reporterOf(s *session) *reporter {
 	y.mu.Lock()
 	defer y.mu.Unlock()
@@ -193,7 +192,8 @@ func (y *syncer) reporterOf(s *session) *reporter {
 	return y.reports[id]
 }
 
-// refuses returns why there can be no session now. The caller holds mu.
+// refuses returns the reason why there can be no session now, or nil. The caller must
+// hold mu.
 func (y *syncer) refuses(g *greeting, dialed bool) error {
 	switch most := y.settings.maxSessions; {
 	case y.stopped:

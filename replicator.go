@@ -13,44 +13,46 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// This file owns the door: what a program calls, with the checks that come first.
+// This file owns the door: the methods that a program calls, with their first checks.
 
-// Replicator is a database that keeps itself equal to its peers. All methods are
-// safe for concurrent use.
+// Replicator is a database that keeps itself equal to its peers. Its methods are safe
+// for concurrent use.
 type Replicator struct {
 	db       *leveldb.DB
 	owned    bool // Close closes db
 	store    *store
 	syncer   *syncer
 	maxValue int      // bytes
-	options  *Options // for what AddPeer may add
-	addr     net.Addr // nil: nobody can dial in
+	options  *Options // for the checks of AddPeer
+	addr     net.Addr // nil: peers cannot dial in
 	gate     gate
 	holds    holds
 
-	closing   sync.Mutex // guards what follows
-	stopped   bool       // background work has ended, the clean mark is written
+	closing   sync.Mutex // guards the fields below
+	stopped   bool       // background work has ended, and the database was marked as clean
 	closed    bool
 	closedErr error
 }
 
-// registry holds the handles that have a Replicator: two on one handle would
-// both hand out sequences.
+// registry holds the handles that have a Replicator. Two Replicators on one handle would
+// issue the same sequences.
 var registry sync.Map // *leveldb.DB → struct{}
 
-// Open wraps a database that the caller has opened, and starts to replicate it.
-// The handle stays the caller's, to be closed after the Replicator. It should have
-// been opened with DisableLargeBatchTransaction, as OpenFile does: without it,
-// goleveldb can hang after a failed write. Reading through the handle is fine. A
-// write through it is not replicated as a change, and where it replaces a value that
-// the Replicator knows, replicas may differ. Keys under the reserved prefix must
-// be left alone.
+// Open wraps a database that the caller has opened, and starts to replicate it. The
+// caller keeps the ownership of the handle, and must close it after the Replicator. The
+// handle should have been opened with DisableLargeBatchTransaction, as OpenFile does.
+// Otherwise goleveldb can hang after a failed write.
 //
-// Keys that the database holds already are adopted in the background, see
-// Status. Open fails with ErrInUse if the handle has a Replicator, with
-// ErrReserved if it holds foreign keys under the reserved prefix, with ErrTooLarge
-// if Options.MaxValueSize was lowered below a value that it holds, and with all
-// that Options.Validate finds. It then closes Options.Listener.
+// The handle may be used for reads. A write through it is not replicated as a change; if
+// it replaces a value that the Replicator knows, replicas may differ. Keys under the
+// reserved prefix must not be changed.
+//
+// Keys that the database already holds are adopted in the background; see Status.
+//
+// Open fails with ErrInUse if the handle has a Replicator, with ErrReserved if the
+// database holds foreign keys under the reserved prefix, with ErrTooLarge if
+// Options.MaxValueSize was lowered below the size of a value in the database, and with
+// the errors of Options.Validate. If Open fails, it closes Options.Listener.
 func Open(db *leveldb.DB, o *Options) (*Replicator, error) {
 	r, err := open(db, o)
 	if err != nil {
@@ -77,10 +79,10 @@ func open(db *leveldb.DB, o *Options) (*Replicator, error) {
 	return r, nil
 }
 
-// OpenFile opens or creates the database at path, wraps it, and closes it with
-// the Replicator. ldb may be nil. DisableLargeBatchTransaction is always set:
-// without it, goleveldb can hang after a failed write. Errors are those of Open
-// and of goleveldb's OpenFile.
+// OpenFile opens or creates the database at path, and wraps it. Replicator.Close closes
+// the database, too. ldb may be nil. OpenFile always sets DisableLargeBatchTransaction,
+// because goleveldb can hang after a failed write without it. It returns the errors of
+// Open and of goleveldb's OpenFile.
 func OpenFile(path string, ldb *opt.Options, o *Options) (*Replicator, error) {
 	err := o.Validate()
 	var db *leveldb.DB
@@ -101,8 +103,8 @@ func OpenFile(path string, ldb *opt.Options, o *Options) (*Replicator, error) {
 	return r, nil
 }
 
-// DB returns the leveldb handle. Reading through it is fine. A write through it
-// bypasses replication: see Open.
+// DB returns the leveldb handle. It may be used for reads. A write through it bypasses
+// replication; see Open.
 func (r *Replicator) DB() *leveldb.DB { return r.db }
 
 func start(db *leveldb.DB, o Options) (*Replicator, error) {
@@ -128,14 +130,14 @@ func start(db *leveldb.DB, o Options) (*Replicator, error) {
 		r.addr = listener.Addr()
 	}
 	for addr, meta := range o.Peers {
-		_ = r.syncer.addPeer(addr, meta) // a map has no address twice
+		_ = r.syncer.addPeer(addr, meta) // fails only after stop
 	}
 	return r, nil
 }
 
-// Put sets the value of a key. The arguments may be reused once it returned. An
-// empty key and an empty value are valid. Errors: ErrReserved, ErrTooLarge,
-// ErrClock, ErrFailed, ErrClosed.
+// Put sets the value of a key. The arguments may be reused after it has returned. An
+// empty key and an empty value are valid. Put fails with ErrReserved, ErrTooLarge,
+// ErrClock, ErrFailed or ErrClosed.
 func (r *Replicator) Put(key, value []byte, wo *opt.WriteOptions) error {
 	if err := r.checkWrite(key, value); err != nil {
 		return err
@@ -143,8 +145,8 @@ func (r *Replicator) Put(key, value []byte, wo *opt.WriteOptions) error {
 	return r.writeOne(key, value, false, wo)
 }
 
-// Delete removes a key. It is no error if the key is not there; the deletion is
-// replicated even so. Errors are those of Put.
+// Delete removes a key. Deleting a missing key is not an error; the deletion is
+// replicated all the same. Delete fails with the errors of Put.
 func (r *Replicator) Delete(key []byte, wo *opt.WriteOptions) error {
 	if err := r.checkWrite(key, nil); err != nil {
 		return err
@@ -160,11 +162,11 @@ func (r *Replicator) writeOne(key, value []byte, deleted bool, wo *opt.WriteOpti
 	return r.propose(p)
 }
 
-// Write applies a batch, all or nothing, with its change-log records in one
-// leveldb batch. Of a key that is in it twice, the last operation counts. A nil
-// or empty batch does nothing. Errors are those of Put.
+// Write applies a batch atomically, in one leveldb batch with its change-log records. If
+// the batch has several operations on one key, the last one counts. A nil or empty batch
+// has no effect. Write fails with the errors of Put.
 //
-// The batch is atomic here; peers may see it arrive in parts.
+// The batch is atomic on this replica only. It may arrive at peers in parts.
 func (r *Replicator) Write(b *leveldb.Batch, wo *opt.WriteOptions) error {
 	if b == nil || b.Len() == 0 {
 		if r.gate.isClosed() {
@@ -193,7 +195,7 @@ func (r *Replicator) propose(p *proposal) error {
 	return r.store.commits.do(p)
 }
 
-// batchCheck finds the first operation of a batch that can't be accepted.
+// batchCheck finds the first operation of a batch that must be refused.
 type batchCheck struct {
 	r            *Replicator
 	keys, values int // bytes
@@ -210,7 +212,7 @@ func (c *batchCheck) Put(key, value []byte) {
 
 func (c *batchCheck) Delete(key []byte) { c.Put(key, nil) }
 
-// checkWrite refuses what could not be replicated.
+// checkWrite refuses keys and values that could not be replicated.
 func (r *Replicator) checkWrite(key, value []byte) error {
 	switch {
 	case len(key) > MaxKeySize:
@@ -224,8 +226,8 @@ func (r *Replicator) checkWrite(key, value []byte) error {
 	return nil
 }
 
-// Get returns the value of a key, or leveldb.ErrNotFound. The returned slice is
-// the caller's own; an empty value may come back as nil.
+// Get returns the value of a key, or leveldb.ErrNotFound. The caller owns the returned
+// slice. An empty value may be returned as nil.
 func (r *Replicator) Get(key []byte, ro *opt.ReadOptions) ([]byte, error) {
 	return r.get(r.store, key, ro)
 }
@@ -257,10 +259,11 @@ func (r *Replicator) has(db reader, key []byte, ro *opt.ReadOptions) (bool, erro
 	return db.Has(key, ro)
 }
 
-// NewIterator returns an iterator over the keys of a range, nil meaning all, as
-// they are now. It never shows the reserved range. As with leveldb, it must be
-// released, is not safe for concurrent use, and carries an error that prevented
-// it; its keys and values are valid until it is moved.
+// NewIterator returns an iterator over the current keys of a range, or of the whole
+// database if slice is nil. It skips the reserved range. As with leveldb, the iterator
+// must be released, and is not safe for concurrent use. Its keys and values are valid
+// until it is moved. If the iterator cannot be made, an empty one is returned whose
+// Error method reports the reason.
 func (r *Replicator) NewIterator(slice *util.Range, ro *opt.ReadOptions) iterator.Iterator {
 	return r.newIterator(r.store, slice, ro)
 }
@@ -286,9 +289,9 @@ func (r *Replicator) GetSnapshot() (*Snapshot, error) {
 	return newSnapshot(r, snap), nil
 }
 
-// Version returns the stamp of a key's latest change, and whether that was a
-// deletion. A key that was never written through a Replicator, or is not adopted
-// yet, gives leveldb.ErrNotFound.
+// Version returns the stamp of a key's latest change, and whether that change deleted
+// the key. It returns leveldb.ErrNotFound for a key that was neither written through a
+// Replicator nor adopted yet.
 func (r *Replicator) Version(key []byte) (Version, error) {
 	if !r.gate.enter() {
 		return Version{}, ErrClosed
@@ -298,9 +301,9 @@ func (r *Replicator) Version(key []byte) (Version, error) {
 	return record.Version, err
 }
 
-// Digest reads the whole database, as it is at the call. A key that is not
-// adopted yet counts with the stamp that adoption will give it. Close does not wait
-// for it: Digest then returns ErrClosed.
+// Digest returns the digest of the current data. It reads the whole database. A key that
+// is not adopted yet counts with the stamp that adoption will give it. Close does not
+// wait for Digest to finish: Digest returns ErrClosed instead.
 func (r *Replicator) Digest() (Digest, error) {
 	if !r.gate.enter() {
 		return Digest{}, ErrClosed
@@ -309,13 +312,14 @@ func (r *Replicator) Digest() (Digest, error) {
 	return r.store.digest(r.gate.isClosed)
 }
 
-// Addr returns the address that peers can dial, or nil when not listening.
+// Addr returns the address that peers can dial, or nil if the Replicator does not
+// listen.
 func (r *Replicator) Addr() net.Addr { return r.addr }
 
-// AddPeer adds a peer to dial, or replaces the metadata of one. It returns
-// before the peer is reached; see Status and SyncNow. It fails if the address is
-// empty, and with ErrClosed. Without Options.Dial it also fails if the address is
-// malformed, or not a loopback address (see Options.Insecure).
+// AddPeer adds a peer to dial, or replaces the metadata of a peer. It returns before the
+// peer is reached; see Status and SyncNow. It fails if the address is empty, and with
+// ErrClosed. Without Options.Dial, it also fails if the address is malformed or, without
+// Options.Insecure, not a loopback address.
 func (r *Replicator) AddPeer(addr string, meta Meta) error {
 	if err := r.options.checkPeer(addr); err != nil {
 		return fmt.Errorf("replicator: add peer: %w", err)
@@ -323,31 +327,30 @@ func (r *Replicator) AddPeer(addr string, meta Meta) error {
 	return r.syncer.addPeer(addr, meta)
 }
 
-// RemovePeer stops dialling a peer, and ends the session that was dialled. The
-// peer stays known, and can still dial in. It fails with ErrUnknownPeer if the
-// address was not added, and with ErrClosed.
+// RemovePeer stops dialling a peer, and ends the session that was dialled there. The
+// record of the peer is kept, and the peer can still dial in. RemovePeer fails with
+// ErrUnknownPeer if the address was not added, and with ErrClosed.
 func (r *Replicator) RemovePeer(addr string) error { return r.syncer.removePeer(addr) }
 
 // SyncNow returns once everything in reachable peers' logs at the time of the call
-// has been merged here. It dials each configured address at which it is not known
-// who is there at this moment: those without a session, and those whose session
-// the peer dialled itself. It returns, joined, a *PeerError for each peer that
-// could not be reached or did not finish before ctx was done. Peers that dialled
-// in are waited for, too.
+// has been merged here. It also waits for peers that dialled in. It dials a configured
+// address if there is no session with a peer there, or if the peer dialled the session:
+// another peer may be at the address by now. It returns a *PeerError, joined, for each
+// peer that could not be reached or did not finish before ctx was done.
 func (r *Replicator) SyncNow(ctx context.Context) error { return r.syncer.syncNow(ctx) }
 
-// Close ends all sessions, waits for everything that runs in the background,
-// makes what was written durable, and marks the database as cleanly closed. It
-// writes what is not in leveldb's tables yet and little more. Later calls of all
-// methods return ErrClosed; of this one, nil.
+// Close ends all sessions, waits for all background work, makes all writes durable, and
+// marks the database as cleanly closed. It writes the data that is not in leveldb's
+// tables yet, and little more. Later calls of other methods return ErrClosed; later
+// calls of Close return nil.
 //
-// If a write failed since Open, Close returns that error, ErrFailed, and the
-// database is not marked: after a power cut the next opening then pulls from its
-// peers what may be missing.
+// If a write has failed since Open, Close returns ErrFailed with the cause, and does not
+// mark the database. After a power cut, the next opening then pulls any missing data
+// from the peers.
 //
-// The leveldb handle stays open, unless it was opened by OpenFile: then, while
-// iterators or snapshots are not released, Close returns ErrInUse and can be
-// called again. An open leveldb.Transaction of the caller's makes Close wait.
+// Close does not close the leveldb handle, unless OpenFile opened it. In that case, Close
+// returns ErrInUse while iterators or snapshots are not released, and can be called
+// again. Close waits for an open leveldb.Transaction of the caller.
 func (r *Replicator) Close() error {
 	r.closing.Lock()
 	defer r.closing.Unlock()
@@ -362,7 +365,7 @@ func (r *Replicator) Close() error {
 		}
 		r.stopped = true
 	}
-	if r.store.isLost() { // the handle stays taken, and can't be closed
+	if r.store.isLost() { // the handle stays registered, and cannot be closed
 		r.closed = true
 		return fmt.Errorf("%w; %w", r.closedErr, errLost)
 	}

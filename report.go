@@ -11,36 +11,36 @@ import (
 	"time"
 )
 
-// This file owns what the log says of peers, and how often.
+// This file owns the log messages about peers, and their rate.
 
-// remindEvery is how often the log says that a peer is still away, or away again
-// for the same cause.
+// remindEvery is the interval at which the log repeats that a peer is away for the same
+// cause.
 const remindEvery = time.Hour
 
-// reporter logs when a peer goes and when it is back. It says each thing once: a
-// peer that comes and goes for the same cause is news once an hour.
+// reporter logs when a peer is lost and when it is back. It does not repeat itself: if a
+// peer comes and goes for the same cause, it logs that once an hour.
 type reporter struct {
 	logger *slog.Logger // with the attribute peer
 
-	mu       sync.Mutex           // guards what follows
-	since    time.Time            // when the peer was lost; zero: it is here
-	told     map[string]time.Time // when the log named a cause of a loss last
-	open     bool                 // the log has said that the peer was lost, and not yet that it is back
-	everHere bool
+	mu       sync.Mutex           // guards the fields below
+	since    time.Time            // time of the loss; zero: the peer is here
+	told     map[string]time.Time // cause of a loss → time of its last message
+	open     bool                 // the loss was logged, but not yet the return
+	everHere bool                 // the peer has been in sync
 }
 
-// maxCauses bounds what a reporter remembers.
+// maxCauses bounds the number of causes that a reporter remembers.
 const maxCauses = 16
 
-// newReporter returns one for the peer that an attribute names.
+// newReporter returns a reporter whose messages name the peer by the given attribute.
 func newReporter(logger *slog.Logger, key, name string) *reporter {
 	return &reporter{logger: logger.With(key, name)}
 }
 
-// failed notes an attempt that led to no session.
+// failed records a failed attempt and logs it if the error is new.
 func (r *reporter) failed(err error) { r.lost("replicator: no session with peer", err) }
 
-// ended notes the end of a session.
+// ended records the end of a session and logs it if the cause is new.
 func (r *reporter) ended(err error) {
 	if isOrderly(err) {
 		r.logger.Debug("replicator: session ended", "cause", err)
@@ -75,8 +75,9 @@ func (r *reporter) lost(message string, err error) {
 	}
 }
 
-// caughtUp notes that all that the peer had is merged here for the first time in
-// a session: as many records, by its log or in full.
+// caughtUp records that everything the peer had has been merged, for the first time in a
+// session, and logs it if the peer is new or its loss was logged. records is the number
+// of records received, and full reports whether the pull was a full one.
 func (r *reporter) caughtUp(h hello, records int64, full bool) {
 	r.mu.Lock()
 	away, open := time.Duration(0), r.open
@@ -98,7 +99,7 @@ func (r *reporter) caughtUp(h hello, records int64, full bool) {
 	}
 }
 
-// isOrderly reports whether this side ended a session because it wanted to.
+// isOrderly reports whether this side ended a session deliberately.
 func isOrderly(err error) bool {
 	for _, orderly := range []error{ErrClosed, errRemoved, errReplaced, errRenewed} {
 		if errors.Is(err, orderly) {
@@ -108,8 +109,8 @@ func isOrderly(err error) bool {
 	return false
 }
 
-// causeOf names what is at the bottom of an error, without what differs between
-// two failures of one kind: ports, counts, times.
+// causeOf returns a text for the root cause of an error. It leaves out details that
+// differ between failures of one kind, such as ports, counts and times.
 func causeOf(err error) string {
 	var b strings.Builder
 	for err != nil {
@@ -142,27 +143,27 @@ func causeOf(err error) string {
 	return b.String()
 }
 
-// refusals logs what dialled in and was not wanted, each cause and host once a
-// minute.
+// refusals logs refused inbound connections, at most one message for each cause and
+// host in refusalEvery.
 type refusals struct {
 	logger *slog.Logger
 
-	mu   sync.Mutex // guards what follows
+	mu   sync.Mutex // guards the fields below
 	last map[string]refusal
 }
 
-// refusal is what was logged of one cause and host, and what was not, since.
+// refusal describes the last message for one cause and host.
 type refusal struct {
-	at    time.Time
-	since int
+	at    time.Time // of the message
+	since int       // number of refusals since then
 }
 
 const (
 	refusalEvery = time.Minute
-	maxRefusals  = 64
+	maxRefusals  = 64 // causes and hosts that are remembered
 )
 
-// note takes what ended a connection with a stranger that dialled in.
+// note logs the error that ended an inbound connection.
 func (r *refusals) note(addr net.Addr, err error) {
 	var bye *byeReceived
 	if errors.As(err, &bye) || errors.Is(err, errProbed) || errors.Is(err, errDuplicate) || isOrderly(err) ||
@@ -182,7 +183,7 @@ func (r *refusals) note(addr net.Addr, err error) {
 	if r.last == nil {
 		r.last = map[string]refusal{}
 	}
-	if !known && len(r.last) >= maxRefusals { // strangers must not fill memory, nor the log
+	if !known && len(r.last) >= maxRefusals { // strangers must fill neither memory nor the log
 		maps.DeleteFunc(r.last, func(_ string, old refusal) bool { return now.Sub(old.at) >= refusalEvery })
 	}
 	full := !known && len(r.last) >= maxRefusals

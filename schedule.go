@@ -6,23 +6,23 @@ import (
 	"time"
 )
 
-// This file owns when a peer is contacted next.
+// This file owns the intervals between contacts with a peer.
 
-// schedule says when a peer is contacted next. As in level-replicator, writes
-// raise the frequency, idleness lets it decay, and failures do, too.
+// schedule determines when a peer is contacted next. As in level-replicator, writes
+// raise the frequency; idleness and failures lower it.
 type schedule struct {
 	min, max time.Duration
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	interval time.Duration
-	rearm    chan struct{} // tells the one who waits that the interval shrank
+	rearm    chan struct{} // tells wait that the interval has shrunk
 }
 
 func newSchedule(min, max time.Duration) *schedule {
 	return &schedule{min: min, max: max, interval: min, rearm: make(chan struct{}, 1)}
 }
 
-// wrote notes that a local write happened: the interval is halved.
+// wrote records a local write: it halves the interval.
 func (s *schedule) wrote() {
 	s.mu.Lock()
 	shrank := s.interval > s.min
@@ -36,35 +36,35 @@ func (s *schedule) wrote() {
 	}
 }
 
-// idle notes a contact that no write called for, or a failed one: the interval
-// is doubled.
+// idle records a contact without a write, or a failed contact: it doubles the interval.
 func (s *schedule) idle() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.interval = min(s.max, 2*s.interval)
 }
 
-// reset starts afresh, after a success.
+// reset sets the interval to its minimum, after a success.
 func (s *schedule) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.interval = s.min
 }
 
-// next returns the time to wait: the interval, give or take a fifth, so that
-// replicas that started together drift apart.
+// next returns the time to wait: the interval, plus or minus up to a fifth, so that
+// replicas that started at the same time drift apart.
 func (s *schedule) next() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return time.Duration((0.8 + 0.4*rand.Float64()) * float64(s.interval))
 }
 
-// longestWait is the longest that next gives for an interval.
+// longestWait returns the longest time that next returns for an interval.
 func longestWait(interval time.Duration) time.Duration { return interval + interval/5 }
 
-// wait returns after the time that next gives, measured from the call and
-// shortened when writes come in, or when stop or now is signalled. note is told
-// when it is going to be. It reports whether stop is not closed.
+// wait waits for the time that next returns. It returns earlier if writes shorten the
+// interval, or if it receives from stop or now. It calls note with the time at which it
+// is going to return, and again when that changes. It returns false if it received from
+// stop.
 func (s *schedule) wait(stop <-chan struct{}, now <-chan struct{}, note func(time.Time)) bool {
 	began := time.Now()
 	until := began.Add(s.next())

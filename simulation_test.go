@@ -32,7 +32,7 @@ func TestSimulation(t *testing.T) {
 			s.open()
 			for step := range *simSteps {
 				s.step(step)
-			s.checkKnown()
+				s.checkKnown()
 			}
 			s.converge()
 		})

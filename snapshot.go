@@ -9,11 +9,11 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// This file owns snapshots and iterators that callers hold, and the count of them.
+// This file owns the snapshots and iterators that callers hold, and their number.
 
-// Snapshot is a frozen view of the database, as leveldb.Snapshot is. It is safe
-// for concurrent use, must be released, and must not be held for long: leveldb
-// keeps every version that it can see.
+// Snapshot is a frozen view of the database, like leveldb.Snapshot. Its methods are safe
+// for concurrent use. A Snapshot must be released, and should not be held for long:
+// leveldb keeps every version that a snapshot can see.
 type Snapshot struct {
 	r    *Replicator
 	snap snapshot
@@ -26,8 +26,8 @@ func newSnapshot(r *Replicator, snap snapshot) *Snapshot {
 	return s
 }
 
-// Get returns the value of the key in the snapshot, or leveldb.ErrNotFound. The
-// returned slice is the caller's own.
+// Get returns the value of the key in the snapshot, or leveldb.ErrNotFound. The caller
+// owns the returned slice. An empty value may be returned as nil.
 func (s *Snapshot) Get(key []byte, ro *opt.ReadOptions) ([]byte, error) {
 	return s.r.get(s.snap, key, ro)
 }
@@ -37,27 +37,27 @@ func (s *Snapshot) Has(key []byte, ro *opt.ReadOptions) (bool, error) {
 	return s.r.has(s.snap, key, ro)
 }
 
-// NewIterator returns an iterator over the snapshot, as Replicator.NewIterator
-// does over the database.
+// NewIterator returns an iterator over a range of the snapshot, or over all of it. It is
+// like Replicator.NewIterator.
 func (s *Snapshot) NewIterator(slice *util.Range, ro *opt.ReadOptions) iterator.Iterator {
 	return s.r.newIterator(s.snap, slice, ro)
 }
 
-// Release gives the snapshot up. Iterators made from it stay usable until they
-// are released themselves. It may be called more than once.
+// Release releases the snapshot. Its iterators stay usable until they are released
+// themselves. Release may be called more than once.
 func (s *Snapshot) Release() { s.hold.release() }
 
-// holds counts the iterators and snapshots that callers have not released.
+// holds counts the iterators and snapshots that callers have not released yet.
 type holds struct {
 	mu sync.Mutex
 	n  int
 }
 
-// hold is one of them.
+// hold is one iterator or snapshot that a caller holds.
 type hold struct {
 	of     *holds
-	thing  interface{ Release() } // of leveldb's
-	mu     sync.Mutex
+	thing  interface{ Release() } // the iterator or snapshot of leveldb
+	mu     sync.Mutex             // guards isOver
 	isOver bool
 }
 
@@ -66,8 +66,9 @@ func (h *holds) take(thing interface{ Release() }) *hold {
 	return &hold{of: h, thing: thing}
 }
 
-// release releases the thing and takes it off the count, once. It is also called
-// when a caller has dropped the thing without releasing it.
+// release releases the iterator or snapshot, and decrements the count. Only the first
+// call has an effect. The garbage collector calls it for those that a caller has dropped
+// without releasing them.
 func (h *hold) release() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -91,7 +92,7 @@ func (h *holds) count() int {
 	return h.n
 }
 
-// heldIterator is an iterator that a caller releases, or forgets to release.
+// heldIterator is an iterator that is counted until it is released or collected.
 type heldIterator struct {
 	userIterator
 	hold *hold
@@ -104,7 +105,7 @@ func newHeldIterator(db reader, slice *util.Range, ro *opt.ReadOptions, holds *h
 	return it
 }
 
-// Release may be called more than once.
+// Release releases the iterator. It may be called more than once.
 func (it *heldIterator) Release() {
 	it.key = nil
 	it.hold.release()

@@ -9,55 +9,58 @@ import (
 	"time"
 )
 
-// This file owns what a replica tells of itself.
+// This file owns Status: the state that a replica reports.
 
 // Status is a replica's state at one moment. It marshals to readable JSON.
 type Status struct {
 	ID         DatabaseID     `json:"id"`
-	Epoch      Origin         `json:"epoch"`      // this opening's stretch of the log
-	Clock      uint64         `json:"clock"`      // clock that the next local change will get
-	Head       uint64         `json:"head"`       // sequence of the last log record
-	Floor      uint64         `json:"floor"`      // sequence below which log records are gone
-	LogRecords uint64         `json:"logRecords"` // records in the log
-	Vector     VectorStatus   `json:"vector"`     // what this replica knows
-	Listening  string         `json:"listening,omitempty"`
-	Failed     string         `json:"failed,omitempty"` // why writes are refused
+	Epoch      Origin         `json:"epoch"`               // of this opening
+	Clock      uint64         `json:"clock"`               // clock of the next local change
+	Head       uint64         `json:"head"`                // sequence of the last log record
+	Floor      uint64         `json:"floor"`               // sequence below which log records are not served
+	LogRecords uint64         `json:"logRecords"`          // number of records in the log
+	Vector     VectorStatus   `json:"vector"`              // what this replica knows
+	Listening  string         `json:"listening,omitempty"` // address that peers can dial
+	Failed     string         `json:"failed,omitempty"`    // why writes are refused
 	Adoption   AdoptionStatus `json:"adoption"`
-	Peers      []PeerStatus   `json:"peers"` // configured ones by address, then those that dialled in
+	Peers      []PeerStatus   `json:"peers"` // configured peers by address, then peers that dialled in
 }
 
-// VectorStatus is the version vector in short. Two replicas whose sums are equal know
-// the same, and hold the same unless something is under way.
+// VectorStatus is the version vector in short. Two replicas with equal sums know the
+// same changes, and hold the same data unless a commit is under way.
 type VectorStatus struct {
-	Origins int    `json:"origins"` // openings whose changes are known
+	Origins int    `json:"origins"` // number of openings whose changes are known
 	Sum     string `json:"sum"`     // 16 hexadecimal digits
 }
 
-// AdoptionStatus tells how far the keys that the database held before it was
-// wrapped are taken in.
+// AdoptionStatus is the progress of adopting the keys that the database held before it
+// was wrapped.
 type AdoptionStatus struct {
 	Done    bool   `json:"done"`
-	Adopted uint64 `json:"adopted"` // keys taken in
-	Skipped uint64 `json:"skipped"` // keys left out because they or their values are too large
+	Adopted uint64 `json:"adopted"` // number of adopted keys
+	Skipped uint64 `json:"skipped"` // number of keys left out because they or their values are too large
+
+	LastError string `json:"lastError,omitempty"` // why the last batch failed; adoption tries again
 }
 
-// PeerStatus is what is known of one address, or of one peer that dialled in.
-// What is not known is nil.
+// PeerStatus describes one configured address, or one peer that dialled in. A figure
+// that is not known is nil.
 type PeerStatus struct {
-	Addr       string     `json:"addr"`
-	Configured bool       `json:"configured"` // in Options.Peers or added by AddPeer
+	Addr       string     `json:"addr"`       // configured, or the remote address of the connection
+	Configured bool       `json:"configured"` // in Options.Peers, or added by AddPeer
 	Meta       Meta       `json:"meta,omitempty"`
 	ID         DatabaseID `json:"id,omitzero"`
 	Name       string     `json:"name,omitempty"`   // the peer's Options.Name
 	SameAs     string     `json:"sameAs,omitempty"` // another configured address that leads to the same replica
 	State      State      `json:"state"`
-	DialedBy   Side       `json:"dialedBy,omitempty"` // in a session
+	DialedBy   Side       `json:"dialedBy,omitempty"` // during a session
 
-	// Behind is at most how many records of the peer's log, as last heard, are not
-	// merged here. Unmerged is at most how many records of the log here the peer has not
-	// merged, nor anything greater of their keys; Unconfirmed, how many of them are not
-	// durable at the peer; Acknowledged, up to which sequence the peer has made the log
-	// durable. A peer makes everything durable every five minutes, and when it closes.
+	// Behind is an upper bound of the number of records in the peer's log, as last
+	// heard, that are not merged here. Unmerged is an upper bound of the number of
+	// records in this replica's log that the peer does not know. Unconfirmed is an upper
+	// bound of the number of those that are not durable at the peer. Acknowledged is the
+	// sequence up to which the peer has made this replica's log durable. A peer makes
+	// everything durable every five minutes and when it closes.
 	Behind       *uint64 `json:"behind"`
 	Unmerged     *uint64 `json:"unmerged"`
 	Unconfirmed  *uint64 `json:"unconfirmed"`
@@ -65,11 +68,12 @@ type PeerStatus struct {
 
 	LastSuccess time.Time `json:"lastSuccess,omitzero"` // last answer from the peer
 	LastError   string    `json:"lastError,omitempty"`
-	NextAttempt time.Time `json:"nextAttempt,omitzero"` // while waiting
+	NextAttempt time.Time `json:"nextAttempt,omitzero"` // time of the next attempt to dial, while waiting
 
-	BytesIn    int64 `json:"bytesIn"` // since Open, as are the others
+	// Traffic since Open.
+	BytesIn    int64 `json:"bytesIn"`
 	BytesOut   int64 `json:"bytesOut"`
-	RecordsIn  int64 `json:"recordsIn"` // what was offered, also if it was here already
+	RecordsIn  int64 `json:"recordsIn"` // includes records that were already here
 	RecordsOut int64 `json:"recordsOut"`
 }
 
@@ -85,7 +89,7 @@ func (r *Replicator) Status() Status {
 		Floor:      d.commits.visible.floor.Load(),
 		LogRecords: uint64(d.commits.visible.records.Load()),
 		Vector:     vectorStatus(d.known.all()),
-		Adoption:   AdoptionStatus{progress.done, progress.adopted, progress.skipped},
+		Adoption:   AdoptionStatus{progress.done, progress.adopted, progress.skipped, d.adopter.fault()},
 		Peers:      []PeerStatus{},
 	}
 	if err := d.failure(); err != nil {
@@ -97,7 +101,7 @@ func (r *Replicator) Status() Status {
 	peers, sessions := r.syncer.connections()
 	slices.SortFunc(peers, func(a, b *peer) int { return cmp.Compare(a.addr, b.addr) })
 	shown := map[DatabaseID]bool{}
-	first := map[DatabaseID]string{} // address by which a replica was shown
+	first := map[DatabaseID]string{} // first address of each replica
 	for _, p := range peers {
 		state, session := p.glance(), p.sessionIn(sessions, anyAnswer)
 		ps := newPeerStatus(state)
@@ -132,7 +136,7 @@ func vectorStatus(v vector) VectorStatus {
 	return VectorStatus{len(v), hex.EncodeToString(h.Sum(nil)[:8])}
 }
 
-// newPeerStatus shows what a configured address knows by itself.
+// newPeerStatus returns the status of a configured address without record and session.
 func newPeerStatus(g peerGlance) PeerStatus {
 	ps := PeerStatus{
 		Addr: g.addr, Configured: true, Meta: g.meta, ID: g.id, State: g.state,
@@ -147,7 +151,7 @@ func newPeerStatus(g peerGlance) PeerStatus {
 	return ps
 }
 
-// describe adds what the peer's record and the session with it tell.
+// describe adds the figures of the peer's record and of its session. Both may be nil.
 func (ps *PeerStatus) describe(d *store, record *peerRecord, s *session) {
 	var known peerSummary
 	if record != nil {

@@ -14,8 +14,8 @@ import (
 // This file owns the store: the local database with its change log, as the floors
 // above see it.
 
-// store is one database with its change log, index, vector, and what is remembered
-// of peers. It knows nothing of connections. Its methods are safe for concurrent use.
+// store is one database with its change log, its index, its vector and its records of
+// peers. It knows nothing of connections. Its methods are safe for concurrent use.
 type store struct {
 	engine
 	commits  committer
@@ -30,7 +30,7 @@ type store struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	name  DatabaseID // the database's id
 	peers map[DatabaseID]*peerRecord
 
@@ -38,11 +38,11 @@ type store struct {
 		sync.Mutex
 		list []*subscription
 	}
-	wakes    atomic.Pointer[[]*subscription] // the same, for the commit section
-	meetings atomic.Uint64                   // epochs of peers noted since the opening
+	wakes    atomic.Pointer[[]*subscription] // a copy of the list, for the commit section
+	meetings atomic.Uint64                   // number of epochs of peers recorded since the opening
 }
 
-// storeSettings is what the store must know of its owner's wishes.
+// storeSettings are the options that concern the store.
 type storeSettings struct {
 	logger       *slog.Logger
 	maxValue     int // bytes
@@ -51,8 +51,8 @@ type storeSettings struct {
 	bootID       string
 	backlog      int // bytes
 	durableEvery time.Duration
-	pageEntries  int         // the greatest number of entries in a page
-	rescan       func() bool // for tests; decides whether a long scan of the log becomes one in key order
+	pageEntries  int         // maximum number of entries in a page
+	rescan       func() bool // for tests: decides whether a long log scan becomes a scan in key order
 }
 
 // openStore opens the store of a database and starts its background work.
@@ -83,8 +83,8 @@ func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
 	return d, nil
 }
 
-// close ends the background work, makes everything durable and marks the database
-// as cleanly closed. After it, only the store's state may be read.
+// close ends the background work, makes everything durable and marks the database as
+// cleanly closed. Afterwards the store may only be asked for its state.
 func (d *store) close() error {
 	d.cancel()
 	d.wg.Wait()
@@ -103,12 +103,13 @@ func (d *store) id() DatabaseID {
 
 func (d *store) head() uint64 { return d.commits.visible.head.Load() }
 
-// failure returns the error that stopped the writes, or nil. The channel that failed
-// returns is closed when there is one.
-func (d *store) failure() error          { return d.commits.failure() }
+// failure returns the error that stopped all writes, or nil.
+func (d *store) failure() error { return d.commits.failure() }
+
+// failed returns a channel that is closed when a write has failed.
 func (d *store) failed() <-chan struct{} { return d.commits.over }
 
-// enter runs work inside the commit section; see committer.enter.
+// enter runs work in the commit section. See committer.enter.
 func (d *store) enter(sync bool, work func(*section) error) error {
 	return d.commits.enter(sync, work)
 }
@@ -125,11 +126,11 @@ func (d *store) publish(local bool) {
 
 // subscription tells its holder of commits.
 type subscription struct {
-	wake  chan struct{} // holds something if there were commits since it was last read
-	local atomic.Bool   // one of them was of callers here; the holder clears it
+	wake  chan struct{} // holds a value if there were commits since the last receive
+	local atomic.Bool   // set if one of them was local; cleared by the holder
 }
 
-// subscribe returns a subscription, which unsubscribe ends.
+// subscribe returns a subscription, which must be ended with unsubscribe.
 func (d *store) subscribe() *subscription {
 	sub := &subscription{wake: make(chan struct{}, 1)}
 	d.resubscribe(func(list []*subscription) []*subscription { return append(list, sub) })
@@ -151,7 +152,7 @@ func (d *store) resubscribe(change func([]*subscription) []*subscription) {
 	d.wakes.Store(&list)
 }
 
-// notify tells the subscribers of a commit.
+// notify tells the subscribers of a commit. It must be called in the commit section.
 func (d *store) notify(local bool) {
 	if list := d.wakes.Load(); list != nil {
 		for _, sub := range *list {
@@ -163,7 +164,7 @@ func (d *store) notify(local bool) {
 	}
 }
 
-// signal puts something into a channel of capacity 1, unless it is full.
+// signal sends a value to a channel of capacity 1, unless the channel is full.
 func signal(to chan struct{}) {
 	select {
 	case to <- struct{}{}:

@@ -4,20 +4,21 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// This file owns the taking in of keys that were there before the Replicator.
+// This file owns adoption: stamping the keys that a database held before it was wrapped.
 
-// adoption is the persisted progress of taking in the keys that a database held
-// before it was wrapped.
+// adoption is the progress of adoption. It is persisted.
 type adoption struct {
 	id               adoptionID // 0 if none was needed yet
 	done             bool
-	key              []byte // taken in up to and with this key; nil: none yet
+	key              []byte // adopted up to and including this key; nil: none yet
 	adopted, skipped uint64
 }
 
@@ -59,15 +60,22 @@ const (
 	// maxAdoptedKeys and maxAdoptedBytes bound one batch of adopted keys.
 	maxAdoptedKeys  = 500
 	maxAdoptedBytes = 512 << 10
+
+	// minAdoptionWait and maxAdoptionWait bound the wait after a batch that failed.
+	minAdoptionWait = time.Second
+	maxAdoptionWait = time.Minute
 )
 
-// adopter takes in, in the background, every key that has no index record, with
-// clock 0 and a hash of the value for an origin: replicas that start from the
-// same copy agree at once, and any change made through a Replicator is newer.
+// adopter adopts, in the background, every key that has no index record. The stamp of
+// an adopted key has clock 0, and a hash of the value as its origin. So replicas that
+// start from the same copy agree at once, and every change made through a Replicator is
+// newer.
 type adopter struct {
 	d        *store
 	active   atomic.Bool
 	progress atomic.Pointer[adoption]
+	// lastError is why the last batch failed, or "".
+	lastError atomic.Pointer[string]
 }
 
 func newAdopter(d *store, state adoption) *adopter {
@@ -77,31 +85,59 @@ func newAdopter(d *store, state adoption) *adopter {
 	return a
 }
 
-// running reports whether there may be keys that are yet to be taken in.
+// running reports whether there may be keys that are not adopted yet.
 func (a *adopter) running() bool { return a.active.Load() }
 
-// run adopts batch after batch until all is taken in.
+// run adopts batches until all keys are adopted. After a failed read it tries again:
+// peers lack old keys until all are adopted.
 func (a *adopter) run(ctx context.Context) {
 	if !a.running() {
 		return
 	}
-	// What was written before the opening may not be durable yet. A power cut must
-	// not take a value and leave the index row that adoption made of it.
-	err := a.d.enter(false, func(*section) error { return a.d.commits.flush() })
-	for done := false; ctx.Err() == nil; {
-		if err == nil {
-			done, err = a.step()
-		}
-		if err != nil {
-			a.d.settings.logger.Error("replicator: adoption stopped; it goes on at the next opening", "error", err)
-			return
-		}
-		if done {
+	// Writes from before the opening may not be durable yet. A power cut must not
+	// lose a value and keep the index row that adoption derived from it.
+	if a.d.enter(false, func(*section) error { return a.d.commits.flush() }) != nil {
+		return // no more writes are possible
+	}
+	for wait := minAdoptionWait; ctx.Err() == nil; {
+		done, err := a.step()
+		a.noteError(err)
+		switch {
+		case done:
 			p := a.progress.Load()
 			a.d.settings.logger.Info("replicator: adoption completed", "adopted", p.adopted, "skipped", p.skipped)
 			return
+		case err == nil:
+			wait = minAdoptionWait
+		case errors.Is(err, ErrFailed), errors.Is(err, ErrClosed):
+			return
+		default:
+			if wait == minAdoptionWait {
+				a.d.settings.logger.Error("replicator: adoption can't go on; it is tried again", "error", err)
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(wait):
+			}
+			wait = min(2*wait, maxAdoptionWait)
 		}
 	}
+}
+
+func (a *adopter) noteError(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	a.lastError.Store(&text)
+}
+
+// fault returns why the last batch failed, or "".
+func (a *adopter) fault() string {
+	if text := a.lastError.Load(); text != nil {
+		return *text
+	}
+	return ""
 }
 
 // step adopts one batch.
@@ -152,8 +188,8 @@ func (a *adopter) step() (done bool, err error) {
 	return next.done, nil
 }
 
-// unindexed collects the next keys without an index record, with the versions
-// that their values give them, and moves the progress past them.
+// unindexed collects the next keys without an index record, and the versions that
+// adoption gives them. It moves the progress past these keys.
 func (a *adopter) unindexed(progress *adoption) (found []change, err error) {
 	var from, fromIndex util.Range
 	if progress.key != nil {

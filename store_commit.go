@@ -11,39 +11,39 @@ import (
 	"github.com/syndtr/goleveldb/leveldb"
 )
 
-// This file owns the one way to write: callers' proposals, the groups that they are
-// committed in, and the commit section.
+// This file owns the one way to write: the proposals of callers, the groups in which
+// proposals are committed, and the commit section.
 
 const (
-	// maxGroupSize bounds the keys and values that callers' writes are gathered
-	// up to. With its records a group stays well under goleveldb's default
-	// write buffer of 4 MiB, unless one caller's write alone is larger.
+	// maxGroupSize bounds the bytes in keys and values of one group. Together with
+	// its records, a group stays well below goleveldb's default write buffer of 4 MiB,
+	// unless a single write is larger.
 	maxGroupSize = 512 << 10
-	// maxIdleBatch and maxIdleChanges are up to where memory is kept for the
-	// next group.
+	// maxIdleBatch, in bytes, and maxIdleChanges bound the memory that is kept for
+	// the next group.
 	maxIdleBatch   = 4 << 20
 	maxIdleChanges = 10_000
 )
 
-// committer is the one writer of a database. Callers queue proposals; the first
-// of them leads: it turns all that wait into one leveldb batch, writes it, and
-// hands the lead to the next in the queue. So records become visible in the
-// order of their sequences, and concurrent callers share one fsync.
+// committer is the only writer of a database. Callers queue proposals. The first caller
+// in the queue leads: it turns the queued proposals into one leveldb batch, writes the
+// batch, and hands the lead to the next caller in the queue. So records become visible
+// in the order of their sequences, and concurrent callers share one fsync.
 type committer struct {
 	engine    engine
-	published func(local bool) // called after each commit, by the leader
+	published func(local bool) // called by the leader after each commit
 
 	pool sync.Pool // of proposals
 
-	mu      sync.Mutex  // guards the queue and who leads
+	mu      sync.Mutex  // guards queue, leading and closed
 	queue   []*proposal // in order of arrival
-	leading bool
+	leading bool        // somebody leads
 	closed  bool
 
-	group   []*proposal // the leader's own
-	section section     // likewise
+	group   []*proposal // owned by the leader
+	section section     // owned by the leader
 
-	// Published after each commit, for readers.
+	// visible is published for readers after each commit.
 	visible struct {
 		head, floor, clock, above atomic.Uint64
 		records                   atomic.Int64
@@ -52,7 +52,7 @@ type committer struct {
 	over   chan struct{} // closed when a write has failed
 }
 
-// proposal is one caller's wish: an operation, a batch, or work.
+// proposal is what one caller wants to commit: an operation, a batch, or work.
 type proposal struct {
 	key, value []byte
 	deleted    bool
@@ -62,11 +62,11 @@ type proposal struct {
 	keys       int // bytes in keys
 	values     int // bytes in values
 	sync       bool
-	alone      bool // not to be grouped with others
-	last       bool // the one that close waits for
+	alone      bool // must not be grouped with others
+	last       bool // queued by close
 
 	err  error
-	turn chan bool // true: take the lead; false: done, see err
+	turn chan bool // receives true to take the lead, and false when done, with err set
 }
 
 func (p *proposal) size() int { return p.keys + p.values }
@@ -78,7 +78,7 @@ func (c *committer) newProposal() *proposal {
 	return &proposal{turn: make(chan bool, 1)}
 }
 
-// do submits the proposal, waits until it is committed, and recycles it.
+// do submits the proposal, waits until it is committed, and recycles the proposal.
 func (c *committer) do(p *proposal) error {
 	err := c.submit(p)
 	*p = proposal{turn: p.turn}
@@ -86,16 +86,16 @@ func (c *committer) do(p *proposal) error {
 	return err
 }
 
-// enter runs work inside the commit section: no other commit happens between
-// what it reads and the batch that it fills. The batch is written if work returns
-// nil and left anything in it.
+// enter runs work in the commit section. No other commit happens between the reads of
+// work and the batch that it fills. The batch is written if work returns nil and the
+// batch is not empty.
 func (c *committer) enter(sync bool, work func(*section) error) error {
 	p := c.newProposal()
 	p.work, p.sync, p.alone = work, sync, true
 	return c.do(p)
 }
 
-// submit queues the proposal and returns when it is committed.
+// submit queues the proposal, and returns when it is committed.
 func (c *committer) submit(p *proposal) error {
 	c.mu.Lock()
 	if c.closed && !p.last {
@@ -109,7 +109,7 @@ func (c *committer) submit(p *proposal) error {
 			return p.err
 		}
 		if p.sync {
-			runtime.Gosched() // let those whom the last group woke join this one
+			runtime.Gosched() // let callers that the last group woke join this group
 		}
 		c.mu.Lock()
 	}
@@ -132,8 +132,8 @@ func (c *committer) submit(p *proposal) error {
 	return err
 }
 
-// gather moves the proposals that are to be committed together from the queue
-// to the group. The leader's own is the first in the queue.
+// gather moves the proposals to commit together from the queue to the group. The first
+// one in the queue is the leader's own.
 func (c *committer) gather() {
 	n, size := 1, c.queue[0].size()
 	if !c.queue[0].alone {
@@ -175,7 +175,7 @@ func (c *committer) commit() error {
 	return c.finish(sync, local)
 }
 
-// finish writes what the section gathered and publishes it.
+// finish writes the gathered changes and rows, and publishes them.
 func (c *committer) finish(sync, local bool) error {
 	x := &c.section
 	x.addRows()
@@ -201,9 +201,9 @@ func (c *committer) publish() {
 	c.visible.head.Store(x.head)
 }
 
-// write is the only place from which leveldb is written to while a Replicator
-// is open. Its first failure is the last write: after it, what the disk holds is
-// not known, and a write on top could survive a crash that this one doesn't.
+// write is the only function that writes to leveldb while a Replicator is open. After
+// its first failure, nothing is written any more: the contents of the disk are unknown,
+// and a later write could survive a crash that the failed write does not survive.
 func (c *committer) write(b *leveldb.Batch, sync bool) error {
 	if err := c.failure(); err != nil {
 		return err
@@ -214,8 +214,8 @@ func (c *committer) write(b *leveldb.Batch, sync bool) error {
 	return nil
 }
 
-// flush makes everything that was written before it durable. It runs in the
-// commit section. Like a failed write, a failed flush stops all further writes.
+// flush makes all earlier writes durable. It must be called in the commit section. A
+// failed flush stops all further writes, as a failed write does.
 func (c *committer) flush() error {
 	if err := c.failure(); err != nil {
 		return err
@@ -226,7 +226,7 @@ func (c *committer) flush() error {
 	return nil
 }
 
-// fail notes the error after which nothing is written any more.
+// fail records the error that stops all further writes, and returns it wrapped.
 func (c *committer) fail(err error) error {
 	failure := fmt.Errorf("%w: %w", ErrFailed, err)
 	if c.failed.CompareAndSwap(nil, &failure) {
@@ -235,7 +235,7 @@ func (c *committer) fail(err error) error {
 	return failure
 }
 
-// failure returns the error that stopped the writes, or nil.
+// failure returns the error that stopped all writes, or nil.
 func (c *committer) failure() error {
 	if err := c.failed.Load(); err != nil {
 		return *err
@@ -243,30 +243,30 @@ func (c *committer) failure() error {
 	return nil
 }
 
-// close refuses further proposals and waits until the queued ones are done.
-// After it the commit section belongs to the caller.
+// close refuses further proposals and waits until the queued ones are done. Afterwards
+// the commit section belongs to the caller.
 func (c *committer) close() {
 	c.mu.Lock()
 	c.closed = true
 	c.mu.Unlock()
 	last := &proposal{turn: make(chan bool, 1), last: true, alone: true,
 		work: func(*section) error { return nil }}
-	_ = c.submit(last) // it commits nothing, so its error says nothing new
+	_ = c.submit(last) // commits nothing; an error can only be an earlier failure
 }
 
-// change is one change of a key, with its place in the log.
+// change is one change of a key and its place in the log.
 type change struct {
 	key, value []byte
 	Version
 	seq      uint64
-	old      uint64 // of the record that it supersedes, if that is known
-	dataless bool   // the value is there already
-	size     int    // of such a value
+	old      uint64 // sequence of the superseded record; 0: unknown or none
+	dataless bool   // the database already holds the value
+	size     int    // bytes of such a value
 	merged   bool   // the change was made elsewhere
 }
 
-// section is where one commit is put together. Whoever holds it is alone: what
-// it reads of the database, and of these fields, stays so until it is through.
+// section assembles one commit. Its holder has exclusive access: the database and the
+// fields of the section do not change until the commit is complete.
 type section struct {
 	c       *committer
 	d       *store
@@ -281,11 +281,11 @@ type section struct {
 
 	clock   clock
 	head    uint64 // sequence of the last record, including those gathered
-	floor   uint64 // records below it are not served, and on their way out
-	records int64  // log records in the database, including those gathered
+	floor   uint64 // records below it are not served, and are being removed
+	records int64  // number of log records in the database, including those gathered
 	own     uint64 // one above the greatest clock of a change made in this epoch; 0: there is none
 	above   uint64 // one above the greatest clock of a record that was ever committed
-	commits uint64 // since the opening
+	commits uint64 // number of commits since the opening
 
 	start struct {
 		head, own, above uint64
@@ -301,12 +301,12 @@ func (x *section) begin() {
 	x.start.head, x.start.records, x.start.own, x.start.above = x.head, x.records, x.own, x.above
 }
 
-// undo forgets what was gathered.
+// undo discards the gathered changes.
 func (x *section) undo() {
 	x.head, x.records, x.own, x.above = x.start.head, x.start.records, x.start.own, x.start.above
 }
 
-// end gives back memory that the next group is not likely to need.
+// end releases memory that the next group is unlikely to need.
 func (x *section) end() {
 	if len(x.batch.Dump()) > maxIdleBatch {
 		x.batch = new(leveldb.Batch)
@@ -317,8 +317,8 @@ func (x *section) end() {
 	clear(x.changes)
 }
 
-// reserve makes sure that a clock is below the persisted ceiling, so that no
-// crash can make a stamp a second time.
+// reserve makes sure that a clock is below the persisted ceiling, so that no stamp can
+// be issued a second time after a crash.
 func (x *section) reserve(greatest uint64) error {
 	if greatest < x.clock.ceiling {
 		return nil
@@ -333,8 +333,8 @@ func (x *section) reserve(greatest uint64) error {
 	return nil
 }
 
-// add gathers a change and gives it the next sequence. The slices must stay as
-// they are until the commit is through.
+// add gathers a change and gives it the next sequence. Its slices must not change until
+// the commit is complete.
 func (x *section) add(ch change) {
 	x.head++
 	x.records++
@@ -343,21 +343,21 @@ func (x *section) add(ch change) {
 	x.changes = append(x.changes, ch)
 }
 
-// drop removes a record of the log.
+// drop removes a record from the log.
 func (x *section) drop(seq uint64) {
 	x.keyBuf = sequenceKey(x.keyBuf[:0], tableLog, seq)
 	x.batch.Delete(x.keyBuf)
 	x.records--
 }
 
-// put writes a row that is not of a change.
+// put writes a row that does not belong to a change.
 func (x *section) put(key, row []byte) { x.batch.Put(key, row) }
 
-// addRows adds the rows of the changes to the batch: index, log and data, table by
-// table, for leveldb inserts neighbours faster than rows from all over the database.
-// The longest keys come first, for leveldb allocates for each that is longer than
-// all before it; a large value comes last, for the batch doubles its memory when it
-// grows.
+// addRows adds the rows of the changes to the batch, table by table: index, log, data.
+// leveldb inserts neighbours faster than rows from all over the database. The table
+// with the longest keys comes first, because leveldb allocates for each key that is
+// longer than all before it. The values come last, because the batch doubles its memory
+// when it grows.
 func (x *section) addRows() {
 	for i := range x.changes {
 		ch := &x.changes[i]
@@ -385,8 +385,8 @@ func (x *section) addRows() {
 	}
 }
 
-// addLocal gathers the operations of callers, each with a stamp of its own.
-// Nothing is looked up: the records that they supersede stay in the log.
+// addLocal gathers the operations of callers, and gives each a stamp. It looks nothing
+// up, so the superseded records stay in the log.
 func (x *section) addLocal(group []*proposal) error {
 	ops, size := 0, 0
 	for _, p := range group {
@@ -400,15 +400,15 @@ func (x *section) addLocal(group []*proposal) error {
 		return err
 	}
 	if size > maxIdleBatch {
-		// A leveldb batch that grows by itself does so in small steps once it has
-		// many operations, and takes a time that is quadratic in their number.
+		// A leveldb batch with many operations grows in small steps, which takes a
+		// time quadratic in their number. So it is made with its final size.
 		x.batch = leveldb.MakeBatch(size)
 		x.changes = make([]change, 0, ops)
 	}
 	for _, p := range group {
 		switch {
 		case p.batch != nil:
-			_ = p.batch.Replay((*localChanges)(x)) // it was replayed before it was queued: this can't fail
+			_ = p.batch.Replay((*localChanges)(x)) // cannot fail: it succeeded before the batch was queued
 		default:
 			x.addOne(p.key, p.value, p.deleted)
 		}
@@ -416,7 +416,8 @@ func (x *section) addLocal(group []*proposal) error {
 	return nil
 }
 
-// rowsSize is more than the rows of an operation take, less its keys and value.
+// rowsSize is an upper bound of the bytes in the rows of one operation, without its
+// keys and value.
 const rowsSize = 3*2*binary.MaxVarintLen32 + 3*len(reserved) + 64
 
 func (x *section) addOne(key, value []byte, deleted bool) {
@@ -425,7 +426,7 @@ func (x *section) addOne(key, value []byte, deleted bool) {
 	x.own = x.clock.next
 }
 
-// localChanges gathers the operations of a caller's batch.
+// localChanges gathers the operations of a caller's batch, as a leveldb.BatchReplay.
 type localChanges section
 
 func (x *localChanges) Put(key, value []byte) { (*section)(x).addOne(key, value, false) }

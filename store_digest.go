@@ -5,23 +5,23 @@ import (
 	"encoding/hex"
 )
 
-// This file owns the sum of all that a replica holds.
+// This file owns the digest of the data that a replica holds.
 
-// Digest sums up the live keys of a replica, with their values and stamps. Two
-// replicas whose digests are equal hold the same data. Deleted keys are left out:
-// of two replicas with equal digests, one may still lack a deletion of a key
-// that neither holds.
+// Digest summarises the live keys of a replica with their values and stamps. Two
+// replicas with equal digests hold the same data. Deleted keys are left out: of two
+// replicas with equal digests, one may still lack the deletion of a key that neither
+// holds.
 type Digest struct {
-	Keys  int   // live keys
-	Bytes int64 // in live keys and their values
-	Sum   [sha256.Size]byte
+	Keys  int               // number of live keys
+	Bytes int64             // total size of live keys and their values
+	Sum   [sha256.Size]byte // SHA-256 of keys, values and stamps, in key order
 }
 
-// String returns the sum as hexadecimal digits.
+// String returns the sum as 64 hexadecimal digits.
 func (d Digest) String() string { return hex.EncodeToString(d.Sum[:]) }
 
-// digest reads the whole database. stop is asked before each key whether to give
-// up, which is ErrClosed.
+// digest reads the whole database. It calls stop before each key, and returns ErrClosed
+// if stop returns true.
 func (d *store) digest(stop func() bool) (Digest, error) {
 	var sum Digest
 	snap, err := d.snapshot()

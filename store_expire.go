@@ -2,10 +2,10 @@ package replicator
 
 import "context"
 
-// This file owns the removal of log records that nobody is served any more.
+// This file owns the removal of log records that are no longer served.
 
-// sweep removes the log records below the floor, which nobody is served any
-// more: after a discontinuous opening, all that were there.
+// sweep removes the log records below the floor, which are no longer served. After a
+// discontinuous opening, these are all the records that the log held.
 func (d *store) sweep(ctx context.Context) {
 	for swept := uint64(0); ctx.Err() == nil; {
 		last, err := d.sweepSome(swept)
@@ -20,8 +20,8 @@ func (d *store) sweep(ctx context.Context) {
 }
 
 // sweepSome removes the first old records after a sequence, and returns the last
-// sequence that it removed. What is removed is not to be passed again: leveldb
-// has to step over all of it.
+// sequence that it removed. The next call must continue from there, because leveldb
+// would have to step over every removed record.
 func (d *store) sweepSome(after uint64) (last uint64, err error) {
 	const batch = 1000
 	var old []uint64

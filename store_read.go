@@ -10,10 +10,10 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// This file owns how rows are read: one by one, in the order of their keys, and
-// index and data side by side.
+// This file owns reading rows: one by one, in the order of their keys, and index and
+// data side by side.
 
-// lookup reads a key's index record, or returns leveldb.ErrNotFound.
+// lookup returns the index record of a key, or leveldb.ErrNotFound.
 func lookup(db reader, key []byte) (indexRecord, error) {
 	row, err := db.Get(indexKey(key), nil)
 	if err != nil {
@@ -39,7 +39,8 @@ type indexReader struct {
 	err    error
 }
 
-// newIndexReader reads the rows of keys from start on, or behind it.
+// newIndexReader returns a reader of the rows from the key start on. If behind is set,
+// it excludes start itself.
 func newIndexReader(db reader, start []byte, behind bool) *indexReader {
 	slice := tableRange(tableIndex)
 	slice.Start = tableKey(nil, tableIndex, start)
@@ -60,7 +61,7 @@ func (i *indexReader) next() bool {
 
 func (i *indexReader) fault() error { return firstError(i.err, i.Iterator.Error()) }
 
-// logReader reads records of the log, in both directions. It must be released.
+// logReader reads log records in both directions. It must be released.
 type logReader struct {
 	iterator.Iterator
 	seq     uint64
@@ -69,7 +70,8 @@ type logReader struct {
 	err     error
 }
 
-// newLogReader reads the records after and up to the given sequences.
+// newLogReader returns a reader of the records after the sequence after, up to and
+// including upTo.
 func newLogReader(db reader, after, upTo uint64) *logReader {
 	return &logReader{Iterator: db.NewIterator(logRange(after, upTo), nil)}
 }
@@ -106,10 +108,10 @@ func logRow(seq uint64, row []byte) (Version, []byte, error) {
 	return v, key, nil
 }
 
-// walk goes through the index and the data side by side, in key order, and tells
-// visit what each of them has of every key that is in either: record is nil
-// without an index record, and has is false without a value. The arguments of
-// visit are valid until it returns; its error ends the walk.
+// walk iterates over the index and the data side by side, in key order. It calls visit
+// for every key that is in either of them: record is nil if the key has no index
+// record, and has is false if it has no value. The arguments are valid until visit
+// returns. An error of visit ends the walk.
 func walk(index *indexReader, data iterator.Iterator, visit func(key []byte, record *indexRecord, value []byte, has bool) error) error {
 	indexed, has := index.next(), data.First()
 	for indexed || has {
@@ -143,14 +145,15 @@ func walk(index *indexReader, data iterator.Iterator, visit func(key []byte, rec
 	return firstError(index.fault(), data.Error())
 }
 
-// walker looks up ascending keys with one iterator: near ones by stepping, far
-// ones by seeking, which is several times cheaper than a Get for each.
+// walker looks up ascending keys with one iterator. It steps to near keys and seeks far
+// ones, which is several times cheaper than a Get for each key.
 type walker struct {
 	iterator.Iterator
 	placed, valid bool
 }
 
-// nearSteps is how many steps are tried before a seek, which costs about as much.
+// nearSteps is the number of steps that are tried before a seek. A seek costs about as
+// much.
 const nearSteps = 6
 
 func newWalker(db reader, slice *util.Range) *walker {
@@ -159,8 +162,8 @@ func newWalker(db reader, slice *util.Range) *walker {
 
 func (w *walker) release() { w.Iterator.Release() }
 
-// find moves to the first key at or after the wanted one, and reports whether
-// it is the wanted one. Wanted keys must not descend.
+// find moves to the first key at or after the given key, and reports whether the two
+// are equal. The keys of successive calls must not descend.
 func (w *walker) find(key []byte) bool {
 	for range nearSteps {
 		if w.placed && !w.valid {
@@ -184,8 +187,8 @@ func (w *walker) find(key []byte) bool {
 	return w.valid && bytes.Equal(w.Key(), key)
 }
 
-// finder reads rows of one table, or of the user's keys for table 0, in
-// ascending order of their keys: one by one where they are few, else by walking.
+// finder looks up rows of one table in ascending order of their keys; table 0 stands
+// for the user's keys. It reads few rows one by one, and uses a walker for many.
 type finder struct {
 	db    reader
 	table byte
@@ -194,19 +197,20 @@ type finder struct {
 }
 
 const (
-	// fewKeys is up to how many keys single reads beat an iterator.
+	// fewKeys is the greatest number of keys for which single reads beat an iterator.
 	fewKeys = 4
-	// farApart is from how many bytes of tables between two keys on they do, too.
+	// farApart is the average distance between two keys, in bytes of tables, from
+	// which single reads beat an iterator, too.
 	farApart = 4 << 10
 )
 
-// sizer knows about how many bytes a database's tables hold in a range.
+// sizer returns the approximate number of bytes that the tables hold in a range.
 type sizer interface {
 	size(slice *util.Range) (int64, error)
 }
 
-// newFinder returns a finder for a number of keys, of which the first and the
-// last tell how far they are apart.
+// newFinder returns a finder for a number of keys. The first and the last key tell how
+// far apart the keys are.
 func newFinder(db reader, sizes sizer, table byte, keys int, first, last []byte) *finder {
 	f := &finder{db: db, table: table}
 	if keys > fewKeys {
@@ -217,14 +221,14 @@ func newFinder(db reader, sizes sizer, table byte, keys int, first, last []byte)
 	return f
 }
 
-// scattered reports whether a number of keys that a range holds are so far apart
-// that each takes a read of its own.
+// scattered reports whether the given number of keys in a range are so far apart that
+// single reads are cheaper.
 func scattered(sizes sizer, slice *util.Range, keys int) bool {
 	size, err := sizes.size(slice)
 	return err != nil || size/int64(keys) >= farApart
 }
 
-// rowRange holds the rows from a first to a last key.
+// rowRange returns the range of the rows from a first to a last key, inclusive.
 func rowRange(table byte, first, last []byte) *util.Range {
 	if table == 0 {
 		return &util.Range{Start: first, Limit: append(bytes.Clone(last), 0)}
@@ -232,8 +236,8 @@ func rowRange(table byte, first, last []byte) *util.Range {
 	return &util.Range{Start: tableKey(nil, table, first), Limit: append(tableKey(nil, table, last), 0)}
 }
 
-// get returns the row of a key, valid until the next call, or
-// leveldb.ErrNotFound.
+// get returns the row of a key, or leveldb.ErrNotFound. The row is valid until the next
+// call.
 func (f *finder) get(key []byte) ([]byte, error) {
 	if f.table != 0 {
 		f.row = tableKey(f.row[:0], f.table, key)
@@ -257,8 +261,8 @@ func (f *finder) release() {
 	}
 }
 
-// userIterator passes over the reserved range, in both directions. It costs a
-// look at the first byte of each key.
+// userIterator skips the reserved range in both directions, at the cost of a check of
+// the first byte of each key.
 type userIterator struct {
 	iterator.Iterator
 	key []byte
@@ -289,7 +293,7 @@ func (it *userIterator) backward(ok bool) bool {
 		return false
 	}
 	if it.key = it.Iterator.Key(); hidden(it.key) {
-		// The seek can't fail: the reserved key we stand on is at or after it.
+		// The seek cannot fail: the current reserved key is at or after its target.
 		return it.backward(it.Iterator.Seek(reservedRange.Start) && it.Iterator.Prev())
 	}
 	return true

@@ -14,14 +14,13 @@ import (
 	"time"
 )
 
-// This file owns the syncer: who is dialled, who is let in, and which sessions there
-// are.
+// This file owns the syncer: the configured peers, the listener, and the live sessions.
 
-// syncSettings is what the sync floor needs to know of its owner's wishes.
+// syncSettings are the options that concern the sync floor.
 type syncSettings struct {
 	logger                   *slog.Logger
 	name, cluster            string
-	listener                 net.Listener // nil: nobody can dial in
+	listener                 net.Listener // nil: peers cannot dial in
 	dial                     func(ctx context.Context, addr string) (net.Conn, error)
 	minInterval, maxInterval time.Duration
 	timeout                  time.Duration
@@ -31,12 +30,12 @@ type syncSettings struct {
 	maxSessionsPerAddr       int
 }
 
-// syncer keeps a session with every peer: it dials those that are configured,
-// accepts those that dial, and sees to it that there is one session a pair.
+// syncer keeps a session with every peer. It dials the configured peers, accepts peers
+// that dial in, and ensures that a pair has only one session.
 type syncer struct {
 	store    *store
 	settings syncSettings
-	nonce    uint64
+	nonce    uint64 // drawn at each start; tells instances of one id apart
 	turns    *turns
 	entrance *entrance
 	refusals refusals
@@ -45,15 +44,15 @@ type syncer struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	stopped  bool
 	peers    map[string]*peer         // configured, by address
-	sessions map[DatabaseID]*session  // live, one a peer
-	reports  map[DatabaseID]*reporter // of peers that stand for no address
+	sessions map[DatabaseID]*session  // live, one for each peer
+	reports  map[DatabaseID]*reporter // of peers without a configured address
 	accepts  uint64                   // number of the last accept sent
 }
 
-// startSync starts to replicate a store.
+// startSync starts the replication of a store.
 func startSync(d *store, settings syncSettings) *syncer {
 	var nonce [8]byte
 	rand.Read(nonce[:])
@@ -73,7 +72,7 @@ func startSync(d *store, settings syncSettings) *syncer {
 	if settings.listener != nil {
 		y.wg.Go(y.accept)
 		y.wg.Go(func() {
-			<-y.ctx.Done() // stop, or a failed write
+			<-y.ctx.Done() // after stop or a failed write
 			settings.listener.Close()
 		})
 	}
@@ -89,8 +88,8 @@ func (y *syncer) stop() {
 	y.wg.Wait()
 }
 
-// heed ends all sessions when a write to leveldb has failed: nothing can be merged
-// any more, and what is here may not be durable.
+// heed ends all sessions when a write to leveldb has failed. Nothing can be merged any
+// more, and the data of this replica may not be durable.
 func (y *syncer) heed() {
 	select {
 	case <-y.ctx.Done():
@@ -101,7 +100,7 @@ func (y *syncer) heed() {
 	}
 }
 
-// quicken raises the frequency of contacts when there are local writes.
+// quicken raises the frequency of contacts after local writes.
 func (y *syncer) quicken() {
 	commits := y.store.subscribe()
 	defer y.store.unsubscribe(commits)
@@ -122,10 +121,11 @@ func (y *syncer) quicken() {
 			s.pace.wrote()
 		}
 		y.mu.Unlock()
-		pause(y.ctx, y.settings.minInterval) // a burst of writes counts once
+		pause(y.ctx, y.settings.minInterval) // a burst of writes counts as one
 	}
 }
 
+// pause waits for d, or until ctx is done.
 func pause(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -135,7 +135,7 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// accept takes connections until the listener is closed, which it is when
+// accept accepts connections until the listener is closed, which happens when
 // replication stops.
 func (y *syncer) accept() {
 	for failures := 0; ; {
@@ -160,7 +160,7 @@ func (y *syncer) accept() {
 	}
 }
 
-// receive converses with a peer that dialled in, if the door is not too crowded.
+// receive handles an inbound connection, unless there are too many.
 func (y *syncer) receive(c net.Conn) {
 	defer c.Close()
 	addr := c.RemoteAddr()
@@ -179,7 +179,7 @@ func (y *syncer) receive(c net.Conn) {
 	y.run(s)
 }
 
-// addPeer is Replicator.AddPeer.
+// addPeer implements Replicator.AddPeer.
 func (y *syncer) addPeer(addr string, meta Meta) error {
 	y.mu.Lock()
 	defer y.mu.Unlock()
@@ -211,7 +211,7 @@ func (y *syncer) addPeer(addr string, meta Meta) error {
 	return nil
 }
 
-// removePeer is Replicator.RemovePeer.
+// removePeer implements Replicator.RemovePeer.
 func (y *syncer) removePeer(addr string) error {
 	y.mu.Lock()
 	defer y.mu.Unlock()

@@ -8,9 +8,9 @@ import (
 	"sync"
 )
 
-// This file owns the wait for everything that peers have.
+// This file owns SyncNow: waiting until everything that peers have is merged.
 
-// syncNow is Replicator.SyncNow.
+// syncNow implements Replicator.SyncNow.
 func (y *syncer) syncNow(ctx context.Context) error {
 	y.mu.Lock()
 	if y.stopped {
@@ -22,7 +22,7 @@ func (y *syncer) syncNow(ctx context.Context) error {
 	y.mu.Unlock()
 	for _, s := range others {
 		if s.dialed {
-			delete(others, s.hello.id) // its peer is contacted, also if it has ended meanwhile
+			delete(others, s.hello.id) // contacted at its address, even if it has ended in the meantime
 		}
 	}
 
@@ -46,17 +46,20 @@ func (y *syncer) syncNow(ctx context.Context) error {
 		bring(s.addr, func() (*session, error) { return y.successor(id, s, peers) })
 	}
 	wg.Wait()
+	if over := context.Cause(y.ctx); over != nil && len(errs) > 0 {
+		return over // what became of the sessions follows from it
+	}
 	return errors.Join(errs...)
 }
 
-// bringIn merges what a peer has, over as many sessions as it takes, within
-// reason.
+// bringIn returns when everything that a peer has is merged. If sessions end before
+// that, it tries up to three of them. session returns the session to use.
 func (y *syncer) bringIn(ctx context.Context, addr string, session func() (*session, error)) error {
 	const sessions = 3
 	for try := 1; ; try++ {
 		s, err := session()
 		if errors.Is(err, ErrSelf) || errors.Is(err, errElsewhere) {
-			return nil // what is in this log is here
+			return nil // it is this replica, or waited for at its address
 		}
 		if err != nil {
 			var wrapped *PeerError
@@ -72,17 +75,17 @@ func (y *syncer) bringIn(ctx context.Context, addr string, session func() (*sess
 		if ctx.Err() != nil || y.ctx.Err() != nil || try == sessions {
 			return &PeerError{addr, "session", err}
 		}
-		select { // the session ended; let it
+		select { // the session is ending
 		case <-s.done:
-			y.remove(s) // it may not have come to that itself
+			y.remove(s) // its own goroutine may not have removed it yet
 		case <-ctx.Done():
 		}
 	}
 }
 
-// successor returns the session with a peer that dialled in: s, or one that came
-// after it. If there is none, and the peer is at one of the addresses that are
-// contacted, it is waited for there.
+// successor returns the session with a peer that dialled in: s, or a later one. Without
+// a session, it returns errElsewhere if the peer answered last at one of the contacted
+// addresses.
 func (y *syncer) successor(id DatabaseID, s *session, contacted []*peer) (*session, error) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
@@ -99,15 +102,16 @@ func (y *syncer) successor(id DatabaseID, s *session, contacted []*peer) (*sessi
 
 var errElsewhere = errors.New("replicator: the peer is waited for at its address")
 
-// contact returns the session that stands for a configured address. Unless it was
-// dialled there, it takes more answers than there were to know who is there.
+// contact returns the session that stands for a configured address. If this side did not
+// dial the session there, the address must have answered again since answers were
+// counted.
 func (y *syncer) contact(ctx context.Context, p *peer, answers int) (*session, error) {
-	const enough = 3 // attempts that led to no session that lasts
+	const enough = 3 // attempts without a lasting session
 	for range enough {
-		if s := y.sessionOf(p, answers); s != nil {
+		s, a := y.sessionOrAttempt(p, answers)
+		if s != nil {
 			return s, nil
 		}
-		a := p.ask()
 		select {
 		case <-a.done:
 			if a.err != nil {

@@ -14,51 +14,54 @@ import (
 	"time"
 )
 
-// This file owns frames on a connection, and the deadlines that follow their bytes.
+// This file owns frames on a connection, and the deadlines that their progress extends.
 
-// A frame is a length (4 bytes, big-endian, of type and payload), a type (1),
-// the payload, and a CRC-32C of type and payload (4).
+// A frame consists of a length (4 bytes, big-endian; the length of type and payload), a
+// type (1 byte), the payload, and a CRC-32C of type and payload (4 bytes).
 const (
 	frameHeader  = 5
 	frameTrailer = 4
-	// maxSmallFrame bounds every frame but pages, and all before the handshake.
+	// maxSmallFrame bounds all frames of the handshake and, in a session, all frames
+	// that carry neither keys nor values.
 	maxSmallFrame = 4 << 10
-	// chunkSize is the size of a session's buffers; during the handshake they have
-	// handshakeBuffer bytes.
+	// chunkSize is the size of a session's buffers in bytes. During the handshake
+	// they have handshakeBuffer bytes.
 	chunkSize       = 64 << 10
 	handshakeBuffer = 4 << 10
-	// writeChunk is how much is written at a time, so that deadlines follow progress.
+	// writeChunk bounds the bytes of one write to the connection, so that progress
+	// extends the deadline.
 	writeChunk = 16 << 10
-	// maxStall is for how long a peer may take nothing that is written to it, though
-	// it is heard. The kernel's buffer hides for minutes what a slow link takes.
+	// maxStall bounds the time in which a peer that is heard from accepts no written
+	// data. It is long because the kernel's buffer hides the progress of a slow link
+	// for minutes.
 	maxStall = 10 * time.Minute
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// conn sends and receives frames. One goroutine may receive while any number
-// send. Every read and write has a deadline. What arrives moves both on, for a
-// peer that is heard is alive, and its link may be slow.
+// conn sends and receives frames. One goroutine may receive while any number of others
+// send. Every read and every write has a deadline. Received data extends both deadlines:
+// a peer that is heard from is alive, and its link may be slow.
 type conn struct {
 	net.Conn
 	reader    *bufio.Reader
 	timeout   time.Duration
 	readUntil time.Time // the read deadline that is set
-	bulk      bool      // the frame that is being read is a page or values
+	bulk      bool      // the frame being read is a page or values
 
-	sending turn // guards what follows, and one frame's way out
+	sending turn // guards the fields below, and is held while a frame is written
 	writer  *bufio.Writer
 
-	deadline   sync.Mutex // guards what follows
+	deadline   sync.Mutex // guards the fields below
 	writeUntil time.Time  // the write deadline that is set
-	writeSince time.Time  // when the write that is under way began; zero: none is
+	writeSince time.Time  // start of the write in progress; zero: none
 
 	received, sent atomic.Int64 // bytes
-	moved          atomic.Int64 // bytes of pages and values, in both directions, more or less
+	moved          atomic.Int64 // bytes of pages and values in both directions, approximately
 }
 
-// newConn returns a conn with small buffers, for the handshake. timeout bounds
-// the time in which nothing arrives and nothing can be written.
+// newConn returns a conn with small buffers, for the handshake. timeout bounds the time
+// without received data and without progress of a write.
 func newConn(c net.Conn, timeout time.Duration) *conn {
 	fc := &conn{Conn: c, timeout: timeout, sending: make(turn, 1)}
 	fc.reader = bufio.NewReaderSize((*progressReader)(fc), handshakeBuffer)
@@ -66,7 +69,8 @@ func newConn(c net.Conn, timeout time.Duration) *conn {
 	return fc
 }
 
-// widen gives the conn the buffers of a session. Nobody may be receiving.
+// widen gives the conn the buffers of a session, and a new timeout. It must not be
+// called during a receive.
 func (c *conn) widen(timeout time.Duration) {
 	c.sending.take()
 	defer c.sending.giveBack()
@@ -75,8 +79,8 @@ func (c *conn) widen(timeout time.Duration) {
 	c.writer = bufio.NewWriterSize((*progressWriter)(c), chunkSize)
 }
 
-// progressReader and progressWriter move the deadlines on, not at every call,
-// for setting one costs as much as a small read.
+// progressReader and progressWriter extend the deadlines, but not at every call, because
+// setting a deadline costs as much as a small read.
 type progressReader conn
 
 func (c *progressReader) Read(b []byte) (int, error) {
@@ -91,7 +95,7 @@ func (c *progressReader) Read(b []byte) (int, error) {
 		}
 		c.deadline.Lock()
 		if since := c.writeSince; !since.IsZero() && time.Since(since) < maxStall {
-			_ = extend(&c.writeUntil, c.timeout, c.Conn.SetWriteDeadline) // the write returns its error
+			_ = extend(&c.writeUntil, c.timeout, c.Conn.SetWriteDeadline) // the write will return the error
 		}
 		c.deadline.Unlock()
 	}
@@ -120,7 +124,7 @@ func (c *progressWriter) Write(b []byte) (written int, err error) {
 	return written, err
 }
 
-// begin notes that a write begins, and moves its deadline on.
+// begin records the start of a write, and extends its deadline.
 func (c *progressWriter) begin(now time.Time) error {
 	c.deadline.Lock()
 	defer c.deadline.Unlock()
@@ -128,6 +132,8 @@ func (c *progressWriter) begin(now time.Time) error {
 	return extend(&c.writeUntil, c.timeout, c.Conn.SetWriteDeadline)
 }
 
+// extend sets a deadline to somewhat more than timeout from now, if less than timeout is
+// left. until is the deadline that is set.
 func extend(until *time.Time, timeout time.Duration, set func(time.Time) error) error {
 	now := time.Now()
 	if until.Sub(now) >= timeout {
@@ -137,7 +143,7 @@ func extend(until *time.Time, timeout time.Duration, set func(time.Time) error) 
 	return set(*until)
 }
 
-// send writes one frame, whose payload is the parts in order.
+// send writes one frame. Its payload is the concatenation of parts.
 func (c *conn) send(kind byte, parts ...[]byte) error {
 	size := 1
 	for _, p := range parts {
@@ -148,7 +154,7 @@ func (c *conn) send(kind byte, parts ...[]byte) error {
 	head := binary.BigEndian.AppendUint32(c.writer.AvailableBuffer(), uint32(size))
 	head = append(head, kind)
 	sum := crc32.Update(0, castagnoli, head[4:])
-	c.writer.Write(head) // its error sticks and is returned by Flush
+	c.writer.Write(head) // an error sticks, and Flush returns it
 	for _, p := range parts {
 		sum = crc32.Update(sum, castagnoli, p)
 		c.writer.Write(p)
@@ -157,8 +163,8 @@ func (c *conn) send(kind byte, parts ...[]byte) error {
 	return c.writer.Flush()
 }
 
-// receive reads one frame. limit gives the greatest length that a frame of a
-// kind may have, 0 for kinds that are unknown. The payload is the caller's own.
+// receive reads one frame. limit returns the greatest length of a frame of the given
+// kind, or 0 for an unknown kind. The caller owns the returned payload.
 func (c *conn) receive(limit func(kind byte) int) (kind byte, payload []byte, err error) {
 	var head [frameHeader]byte
 	if _, err := io.ReadFull(c.reader, head[:]); err != nil {
@@ -189,8 +195,9 @@ func (c *conn) receive(limit func(kind byte) int) (kind byte, payload []byte, er
 	return kind, payload, nil
 }
 
-// readBody reads n bytes. It sets aside 1 MiB, and then at most five times what
-// has arrived: with fewer steps, less is copied and held twice.
+// readBody reads n bytes. It allocates at most 1 MiB at first, and later at most five
+// times the number of received bytes, so that a peer cannot make it allocate much by a
+// large length. Few and large steps keep down the copying and the memory in use.
 func (c *conn) readBody(n int) ([]byte, error) {
 	const trusted = 1 << 20
 	body := make([]byte, min(n, trusted))
@@ -211,7 +218,7 @@ func (c *conn) readBody(n int) ([]byte, error) {
 	}
 }
 
-// readError tells an orderly end from a broken one.
+// readError describes the end of a connection: orderly, by a timeout, or broken.
 func readError(err error) error {
 	var timeout net.Error
 	switch {
@@ -223,8 +230,8 @@ func readError(err error) error {
 	return err
 }
 
-// otherProtocol says what a peer speaks whose first bytes are not a frame, or
-// nothing.
+// otherProtocol describes the protocol of a peer whose first bytes are not a frame. It
+// returns "" if it does not know the protocol.
 func otherProtocol(head []byte) string {
 	for _, p := range []struct{ prefix, what string }{
 		{"HTTP/", "the other side is an HTTP server: check address and port"},

@@ -14,7 +14,7 @@ import (
 
 func (s *story) start(context.Context) error {
 	for i := range s.servers {
-		// The system chooses a free port, so the peers are added afterwards.
+		// The system chooses free ports, so the peers are added afterwards.
 		if err := s.open(i, &replicator.Options{Listen: "127.0.0.1:0"}); err != nil {
 			return err
 		}
@@ -48,7 +48,7 @@ func (s *story) load(ctx context.Context) error {
 	for i := range counts {
 		s.say("server %d wrote %d files, %s", i+1, counts[i], humanSize(sizes[i]))
 	}
-	s.say("all were written after %.2f s", time.Since(began).Seconds())
+	s.say("all files were written after %.2f s", time.Since(began).Seconds())
 	if err := s.settle(ctx); err != nil {
 		return err
 	}
@@ -56,12 +56,12 @@ func (s *story) load(ctx context.Context) error {
 	if err := s.everywhere(func(_ int, v *server) error { return s.checkFiles(v) }); err != nil {
 		return err
 	}
-	s.say("each of the three held all %d, %s, after %.2f s",
+	s.say("each of the three held all %d files, %s, after %.2f s",
 		len(s.paths), humanSize(sizes[0]+sizes[1]+sizes[2]), took.Seconds())
 	return nil
 }
 
-// checkFiles compares what a server has with the files.
+// checkFiles compares the values on a server to the files.
 func (s *story) checkFiles(v *server) error {
 	for _, path := range s.paths {
 		want, err := fs.ReadFile(s.files, path)
@@ -83,8 +83,8 @@ func (s *story) conflict(ctx context.Context) error {
 	if err := s.part(ctx); err != nil {
 		return err
 	}
-	// The clocks of replicas that agree are equal, so one write on each is a
-	// tie; where one server writes twice, its clock is ahead.
+	// Replicas that agree have equal clocks. So one write on each server is a tie, and
+	// a server that writes twice is ahead.
 	tie, err := s.writeApart("greeting", [3]int{1, 1, 1})
 	if err != nil {
 		return err
@@ -93,14 +93,14 @@ func (s *story) conflict(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.say("they are joined")
+	s.say("the servers are joined again")
 	if err := errors.Join(s.join(), s.settle(ctx)); err != nil {
 		return err
 	}
 	return errors.Join(s.checkWinner("greeting", tie), s.checkWinner("farewell", ahead))
 }
 
-// writeApart writes a key on every server so many times, and returns the stamps
+// writeApart writes a key on every server, as often as times says, and returns the stamps
 // of the last writes.
 func (s *story) writeApart(key string, times [3]int) (stamps [3]replicator.Stamp, err error) {
 	for i, v := range s.servers {
@@ -128,7 +128,7 @@ func (s *story) writeApart(key string, times [3]int) (stamps [3]replicator.Stamp
 
 func spoken(key string, i int) string { return fmt.Sprintf("%s from server %d", key, i+1) }
 
-// checkWinner checks that the greatest of the stamps has won everywhere.
+// checkWinner checks that the greatest of the stamps has won on all servers.
 func (s *story) checkWinner(key string, stamps [3]replicator.Stamp) error {
 	winner := 0
 	for i, stamp := range stamps {
@@ -174,7 +174,7 @@ func (s *story) remove(ctx context.Context) error {
 		}
 		version, err := v.Version(key)
 		if err == nil && !version.Deleted {
-			err = fmt.Errorf("%s is gone, and not as a deletion", key)
+			err = fmt.Errorf("%s is gone, but was not deleted", key)
 		}
 		return err
 	})
@@ -202,7 +202,7 @@ func (s *story) comeBack(ctx context.Context) error {
 	}
 	s.say("server 3 is closed; servers 1 and 2 write %d keys", missed)
 
-	// It need not be reachable, for a session serves both directions.
+	// Server 3 need not be reachable, because a session serves both directions.
 	peers := map[string]replicator.Meta{s.addrs[0]: nil, s.addrs[1]: nil}
 	if err := s.open(2, &replicator.Options{Peers: peers}); err != nil {
 		return err
@@ -211,21 +211,21 @@ func (s *story) comeBack(ctx context.Context) error {
 		return err
 	}
 	if !hasMissed(s.servers[2], missed) {
-		return errors.New("server 3 has not got what it missed")
+		return errors.New("server 3 does not have the keys that it missed")
 	}
-	s.say("server 3 is back, dials the others, and has them")
+	s.say("server 3 is back, dials the others, and has all of them")
 
 	var fetched int64
 	for _, p := range s.servers[2].Status().Peers {
 		fetched += p.RecordsIn
 	}
-	// Both neighbours have every record to offer, and none does so twice.
+	// Both neighbours can send every record, and neither sends a record twice.
 	const most = 2 * missed
 	if fetched < missed || fetched > most {
-		return fmt.Errorf("server 3 was sent %d records, and should have been sent %d to %d", fetched, missed, most)
+		return fmt.Errorf("server 3 was sent %d records instead of %d to %d", fetched, missed, most)
 	}
-	s.say("it was sent %d records, those after its checkpoints: %d if one neighbour sends them,", fetched, missed)
-	s.say("%d if both do; the logs of the two hold %d", most, s.servers[0].Status().LogRecords+s.servers[1].Status().LogRecords)
+	s.say("it was sent only the %d records after its checkpoints (%d if one neighbour sends them,", fetched, missed)
+	s.say("%d if both do), of %d records in the logs of the two", most, s.servers[0].Status().LogRecords+s.servers[1].Status().LogRecords)
 	return nil
 }
 

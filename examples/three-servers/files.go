@@ -11,12 +11,12 @@ import (
 	"strings"
 )
 
-// maxFileSize bounds the files that become values: it is the servers'
-// Options.MaxValueSize.
+// maxFileSize is the size in bytes of the largest file that becomes a value. It is also
+// the servers' Options.MaxValueSize.
 const maxFileSize = 16 << 20
 
-// regularFiles returns the paths of the regular files, in lexical order, that
-// can be values. It counts those that are too large.
+// regularFiles returns the paths of the regular files that can be values, in lexical
+// order, and the number of those that are too large.
 func regularFiles(fsys fs.FS, want func(path string) bool) (paths []string, tooLarge int, err error) {
 	err = fs.WalkDir(fsys, ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() || !want(path) {
@@ -48,7 +48,7 @@ func standardLibrary(ctx context.Context) (fs.FS, []string, error) {
 	}
 	fsys := os.DirFS(filepath.Join(root, "src"))
 	paths, _, err := regularFiles(fsys, func(path string) bool {
-		return strings.HasSuffix(path, ".go") && !strings.HasPrefix(path, "cmd/") // which is Go's tools
+		return strings.HasSuffix(path, ".go") && !strings.HasPrefix(path, "cmd/") // cmd holds Go's tools
 	})
 	if err == nil && len(paths) == 0 {
 		err = errors.New("there are no .go files")

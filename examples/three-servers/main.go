@@ -1,11 +1,11 @@
 // Command three-servers shows three databases that replicate one another.
 //
-// Without arguments it tells the whole story in one process, checks every step,
-// and leaves nothing behind:
+// Without arguments, it tells the whole story in one process, checks every step, and
+// leaves nothing behind:
 //
 //	go run ./examples/three-servers
 //
-// With -server it is one of the three, in a terminal of its own. Start all:
+// With -server, it is one of the three servers. Start each in its own terminal:
 //
 //	go run ./examples/three-servers -server 1
 //	go run ./examples/three-servers -server 2

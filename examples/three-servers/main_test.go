@@ -26,11 +26,11 @@ func TestStory(t *testing.T) {
 	require.NoError(t, err, out.String())
 	t.Log(out.String())
 	for _, fact := range []string{
-		"each of the three held all " + files,
+		"each of the three held all " + files + " files",
 		"its clock is the greatest",
 		"its origin is the greatest",
 		"it is gone on all three",
-		"server 3 is back, dials the others, and has them",
+		"server 3 is back, dials the others, and has all of them",
 		"Every check passed.",
 	} {
 		require.Contains(t, out.String(), fact)
@@ -118,7 +118,7 @@ type terminal struct {
 	in   io.WriteCloser
 	done chan error
 
-	mu  sync.Mutex // guards what follows
+	mu  sync.Mutex // guards the fields below
 	out bytes.Buffer
 }
 

@@ -17,7 +17,7 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// server is a leveldb of its own, and the Replicator that wraps it.
+// server is a leveldb database and the Replicator that wraps it.
 type server struct {
 	*replicator.Replicator
 	db *leveldb.DB
@@ -37,19 +37,19 @@ func openServer(dir string, o *replicator.Options) (*server, error) {
 	return &server{r, db}, nil
 }
 
-// Close closes the Replicator and then the handle, which Open left ours.
+// Close closes the Replicator and then the handle, which we still own after Open.
 func (s *server) Close() error {
 	return errors.Join(s.Replicator.Close(), s.db.Close())
 }
 
-// config is what the flags say about one server.
+// config holds the settings of one server.
 type config struct {
 	number      int
 	dir, listen string
 	peers       []string
 }
 
-// serve runs one server until quit, the end of the input, or the end of ctx.
+// serve runs one server until the command quit, the end of the input, or the end of ctx.
 func serve(ctx context.Context, c config, stdin io.Reader, stdout io.Writer) (err error) {
 	peers := map[string]replicator.Meta{}
 	for _, addr := range c.peers {
@@ -63,7 +63,7 @@ func serve(ctx context.Context, c config, stdin io.Reader, stdout io.Writer) (er
 
 	fmt.Fprintf(stdout, "server %d listens on %v\n", c.number, s.Addr())
 	fmt.Fprintf(stdout, "its data is in %s, its peers are %s\n", c.dir, strings.Join(c.peers, " and "))
-	fmt.Fprintln(stdout, "type help for the commands")
+	fmt.Fprintln(stdout, "type help for a list of commands")
 	lines := readLines(ctx, stdin)
 	for {
 		select {
@@ -84,8 +84,8 @@ func serve(ctx context.Context, c config, stdin io.Reader, stdout io.Writer) (er
 	}
 }
 
-// readLines sends the lines of r until its end. A read can't be interrupted:
-// when ctx is done first, the goroutine stays in it, and ends with the process.
+// readLines sends the lines of r. A read cannot be interrupted: if ctx is done first, the
+// goroutine stays in its read, and ends with the process.
 func readLines(ctx context.Context, r io.Reader) <-chan string {
 	lines := make(chan string)
 	go func() {
@@ -111,18 +111,18 @@ const help = `put KEY VALUE   set a key, which has no spaces, to the rest of the
 get KEY         print a value
 del KEY         delete a key
 list [PREFIX]   print the keys and how their values begin
-load DIR        put every regular file below DIR: path and content
-status          print what this server knows of itself and its peers
+load DIR        put every regular file below DIR, with its path as the key
+status          print the state of this server and its peers
 quit            stop`
 
 var errQuit = errors.New("quit")
 
-// command carries out one line.
+// command executes one line of input.
 func (s *server) command(ctx context.Context, out io.Writer, line string) error {
 	name, rest, _ := strings.Cut(line, " ")
 	rest = strings.TrimSpace(rest)
 	if rest == "" && (name == "put" || name == "get" || name == "del" || name == "load") {
-		return fmt.Errorf("%s of what? type help for the commands", name)
+		return fmt.Errorf("%s of what? type help for a list of commands", name)
 	}
 	switch name {
 	case "put":
@@ -150,12 +150,12 @@ func (s *server) command(ctx context.Context, out io.Writer, line string) error 
 	case "quit":
 		return errQuit
 	default:
-		return fmt.Errorf("unknown command %q: type help for the commands", name)
+		return fmt.Errorf("unknown command %q: type help for a list of commands", name)
 	}
 	return nil
 }
 
-// printable returns text as it is, and quotes what would upset a terminal.
+// printable returns text unchanged, and quotes bytes that could disturb a terminal.
 func printable(b []byte) string {
 	control := func(r rune) bool { return r < ' ' && r != '\n' && r != '\t' || r == 0x7f }
 	if text := string(b); utf8.Valid(b) && !strings.ContainsFunc(text, control) {
@@ -199,7 +199,7 @@ func (s *server) load(ctx context.Context, out io.Writer, dir string) error {
 func (s *server) printStatus(out io.Writer) {
 	st := s.Status()
 	fmt.Fprintf(out, "listens on %s, database id %v\n", st.Listening, st.ID)
-	fmt.Fprintf(out, "clock %d, log of %d records, the last is number %d\n", st.Clock, st.LogRecords, st.Head)
+	fmt.Fprintf(out, "clock %d, %d records in the log, head %d\n", st.Clock, st.LogRecords, st.Head)
 	if st.Failed != "" {
 		fmt.Fprintf(out, "refuses writes: %s\n", st.Failed)
 	}
@@ -210,13 +210,13 @@ func (s *server) printStatus(out io.Writer) {
 		} else if p.LastError != "" {
 			fmt.Fprintf(out, ", %s", p.LastError)
 		}
-		fmt.Fprintf(out, "\n  behind by %s records, has not confirmed %s of ours\n", figure(p.Behind), figure(p.Unconfirmed))
+		fmt.Fprintf(out, "\n  we are behind by %s records, the peer has not confirmed %s records\n", figure(p.Behind), figure(p.Unconfirmed))
 		fmt.Fprintf(out, "  received %d records, %s; sent %d records, %s\n",
 			p.RecordsIn, humanSize(p.BytesIn), p.RecordsOut, humanSize(p.BytesOut))
 	}
 }
 
-// figure shows a figure that may not be known.
+// figure formats a figure that may be unknown.
 func figure(n *uint64) string {
 	if n == nil {
 		return "an unknown number of"

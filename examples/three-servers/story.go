@@ -14,12 +14,12 @@ import (
 	"github.com/level-replicator/replicator"
 )
 
-// patience bounds the whole story. Nothing in it waits by the clock: every wait
-// is for a condition.
+// patience bounds the duration of the story. The story never sleeps: it waits for
+// conditions.
 const patience = 2 * time.Minute
 
-// story is told on three servers, counted from 0 here and from 1 in what is
-// printed.
+// story is told on three servers. They are counted from 0 in the code, and from 1 in the
+// output.
 type story struct {
 	out     io.Writer
 	dir     string
@@ -30,8 +30,8 @@ type story struct {
 	paths []string
 }
 
-// tell tells the story with the first so many files, 0 meaning all. The first
-// check that fails ends it.
+// tell tells the story with the given number of files, or with all files if it is 0. The
+// first failed check ends the story.
 func tell(ctx context.Context, out io.Writer, files int) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("the story was not over after %v", patience))
 	defer cancel()
@@ -51,11 +51,11 @@ func tell(ctx context.Context, out io.Writer, files int) (err error) {
 		title string
 		tell  func(context.Context) error
 	}{
-		{"Three servers start, each with a leveldb of its own.", s.start},
-		{"Each writes a third of the source of Go's standard library, all at once.", s.load},
-		{"All three write the same keys while they can't reach each other.", s.conflict},
-		{"A file is deleted on one.", s.remove},
-		{"One is closed, misses some writes, and comes back.", s.comeBack},
+		{"Three servers start, each with its own leveldb database.", s.start},
+		{"Each server writes a third of the source of Go's standard library, all at once.", s.load},
+		{"All three write the same keys while they cannot reach each other.", s.conflict},
+		{"A file is deleted on one server.", s.remove},
+		{"One server is closed, misses some writes, and comes back.", s.comeBack},
 		{"All three are compared.", s.compare},
 	} {
 		fmt.Fprintf(out, "%d. %s\n", i+1, chapter.title)
@@ -74,7 +74,7 @@ func (s *story) say(format string, args ...any) {
 	fmt.Fprintf(s.out, "   "+format+"\n", args...)
 }
 
-// everywhere does something on all servers at once.
+// everywhere calls do for all servers concurrently.
 func (s *story) everywhere(do func(i int, v *server) error) error {
 	var errs [3]error
 	var wg sync.WaitGroup
@@ -89,9 +89,9 @@ func (s *story) everywhere(do func(i int, v *server) error) error {
 	return errors.Join(errs[:]...)
 }
 
-// settle returns once the servers agree. One round brings every change
-// everywhere. In the second, each server also reads to the end of its peers'
-// logs, where the others have noted in the first what they got.
+// settle returns once the servers agree. The first round brings every change to every
+// server. In the second round, each server also reads the records that its peers added to
+// their logs in the first.
 func (s *story) settle(ctx context.Context) error {
 	for range 2 {
 		if err := s.everywhere(func(_ int, v *server) error { return v.SyncNow(ctx) }); err != nil {
@@ -130,7 +130,7 @@ func (s *story) join() error {
 	})
 }
 
-// part undoes join, and returns once no server is in touch with another.
+// part undoes join, and returns once there are no sessions.
 func (s *story) part(ctx context.Context) error {
 	err := s.everywhere(func(i int, v *server) error {
 		for j, addr := range s.addrs {
@@ -150,7 +150,7 @@ func (s *story) part(ctx context.Context) error {
 	})
 }
 
-// until polls a condition.
+// until polls until a condition holds, or ctx is done.
 func until(ctx context.Context, holds func() bool) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

@@ -41,15 +41,24 @@ func NewDisk() *Disk {
 
 // Copy returns the disk with all that's been written until now, as after the
 // process is killed; unlocked, and without faults. What's not synced remains so.
-func (d *Disk) Copy() *Disk {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	c := NewDisk()
-	c.meta, c.capacity = d.meta, d.capacity
-	for fd, f := range d.files {
-		c.files[fd] = &file{slices.Clip(f.data), f.synced}
+func (d *Disk) Copy() *Disk { return CopyAll(d)[0] }
+
+// CopyAll returns copies of several disks, all as they are at one moment. Who calls it
+// from several goroutines names the disks in the same order.
+func CopyAll(disks ...*Disk) (copies []*Disk) {
+	for _, d := range disks {
+		d.mu.Lock()
+		defer d.mu.Unlock()
 	}
-	return c
+	for _, d := range disks {
+		c := NewDisk()
+		c.meta, c.capacity = d.meta, d.capacity
+		for fd, f := range d.files {
+			c.files[fd] = &file{slices.Clip(f.data), f.synced}
+		}
+		copies = append(copies, c)
+	}
+	return copies
 }
 
 // PowerCut returns a copy as it would be found after a power cut. Each file keeps

@@ -242,3 +242,28 @@ func TestDiskFaults(t *testing.T) {
 		})
 	}
 }
+
+// TestDiskCopyAll copies two disks while a byte is written to one, then to the other:
+// the other is never found to be ahead.
+func TestDiskCopyAll(t *testing.T) {
+	first, second := simtest.NewDisk(), simtest.NewDisk()
+	a, b := create(t, first, 1, 0), create(t, second, 1, 0)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		for range 20_000 {
+			_, _ = a.Write([]byte{1}) // a disk without faults takes all
+			_, _ = b.Write([]byte{1})
+		}
+	}()
+	for copies, going := 0, true; going || copies == 0; copies++ {
+		select {
+		case <-over:
+			going = false
+		default:
+		}
+		both := simtest.CopyAll(second, first)
+		ahead, behind := contents(t, both[1])[0], contents(t, both[0])[0]
+		require.True(t, behind <= ahead && ahead <= behind+1, "%d and %d bytes", ahead, behind)
+	}
+}

@@ -134,8 +134,10 @@ type newsTeller struct {
 func (n *newsTeller) tell(now time.Time) (again time.Duration, err error) {
 	s := n.s
 	if a, number := s.store.known.adoptions(); number != n.adoptions {
-		if err := s.send(frameAdoptions, appendAdoptions(nil, a)); err != nil {
-			return 0, err
+		for _, payload := range adoptionsFrames(a) {
+			if err := s.send(frameAdoptions, payload); err != nil {
+				return 0, err
+			}
 		}
 		n.adoptions = number
 	}

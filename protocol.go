@@ -404,7 +404,8 @@ func parsePage(b []byte, maxValue int, epoch Origin) (p page, err error) {
 	p.ahead, p.reset, p.first, p.last, p.whole = has(pageAhead), has(pageReset), has(pageFirst), has(pageLast), has(pageWhole)
 	p.unsure, p.incomplete = has(pageUnsure), has(pageIncomplete)
 	switch {
-	case has(pageLog) && has(pageKeys) || p.ahead && flags&^(pageAhead|pageUnsure|pageIncomplete) != 0 || p.reset && !(p.first && has(pageKeys)):
+	case has(pageLog) && has(pageKeys) || (p.first || p.last) && flags&(pageLog|pageKeys) == 0 ||
+		p.ahead && flags&^(pageAhead|pageUnsure|pageIncomplete) != 0 || p.reset && !(p.first && has(pageKeys)):
 		r.fail(fmt.Errorf("flags %x", flags))
 	case has(pageLog):
 		p.scan = scanLog

@@ -112,6 +112,17 @@ func printable(text string) string {
 	}, text)
 }
 
+// accept carries a number that orders the sessions of a pair.
+func appendAccept(dst []byte, number uint64) []byte { return binary.AppendUvarint(dst, number) }
+
+func parseAccept(b []byte) (number uint64, err error) {
+	r := decoder{rest: b}
+	if number = r.uvarint(); r.err == nil && number == 0 {
+		r.fail(errors.New("number 0"))
+	}
+	return number, wrapProtocol("accept", r.finish())
+}
+
 // byeCode says why a connection ends.
 type byeCode byte
 

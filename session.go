@@ -178,7 +178,7 @@ func (s *session) run() error {
 // open sends what comes before everything else.
 func (s *session) open() error {
 	if s.decides() {
-		if err := s.send(frameAccept, acceptFrame(s.number)); err != nil {
+		if err := s.send(frameAccept, appendAccept(nil, s.number)); err != nil {
 			return err
 		}
 	}

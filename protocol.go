@@ -102,10 +102,11 @@ func parseHello(b []byte) (h hello, err error) {
 	return h, nil
 }
 
-// printable returns a text from a peer without what could upset a terminal.
+// printable returns a text from a peer without what could upset a terminal. It is not
+// longer than the text: a byte that is no character would become three.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
+		if unicode.IsPrint(r) && r != unicode.ReplacementChar {
 			return r
 		}
 		return ' '

@@ -111,7 +111,7 @@ func wireMessages() (all []wireMessage) {
 	add("hello", frameHello, hi, hi.append(nil))
 	add("hello that probes", frameHello, &probe, probe.append(nil))
 	add("accept", frameAccept, uint64(128), appendAccept(nil, 128))
-	for code, cause := range map[byteCode]struct {
+	for code, cause := range map[byeCode]struct {
 		name string
 		err  error
 	}{
@@ -145,19 +145,19 @@ func wireMessages() (all []wireMessage) {
 	}
 
 	for name, p := range map[string]*page{
-		"page":                       {to: at(9), vector: known, entries: wireEntries()},
-		"page of an earlier epoch":   {to: position{wireThirdEpoch, 9}},
-		"page behind a scan":         {to: at(12), vector: known, whole: true},
-		"page ahead":                 {ahead: true, entries: wireEntries()[:1]},
-		"page ahead, unsure":         {ahead: true, unsure: true, incomplete: true, entries: wireEntries()[:1]},
-		"page of a log scan, first":  {scan: scanLog, first: true, to: at(900), vector: known, reached: 401, entries: wireEntries()[:2]},
-		"page of a log scan":         {scan: scanLog, to: at(950), reached: 201, entries: wireEntries()[1:2]},
-		"page of a log scan, last":   {scan: scanLog, last: true, to: at(950), reached: 6},
-		"page in key order, first":   {scan: scanKeys, first: true, whole: true, to: at(9), vector: known, key: []byte("f"), entries: wireEntries()},
-		"page in key order, unsure":  {scan: scanKeys, unsure: true, incomplete: true, to: at(9), key: []byte("m"), entries: wireEntries()[:1]},
-		"page in key order, last":    {scan: scanKeys, last: true, to: at(9), key: []byte("z")},
-		"page of another log":        {scan: scanKeys, reset: true, first: true, last: true, whole: true, to: at(9), key: []byte("f"), vector: known, entries: wireEntries()[:2]},
-		"page of a log scan, rescan": {scan: scanKeys, first: true, to: at(900), vector: known[:1], key: []byte("b"), entries: wireEntries()[:2]},
+		"page":                      {to: at(9), vector: known, entries: wireEntries()},
+		"page of an earlier epoch":  {to: position{wireThirdEpoch, 9}},
+		"page behind a scan":        {to: at(12), vector: known, whole: true},
+		"page ahead":                {ahead: true, entries: wireEntries()[:1]},
+		"page ahead, unsure":        {ahead: true, unsure: true, incomplete: true, entries: wireEntries()[:1]},
+		"page of a log scan, first": {scan: scanLog, first: true, to: at(900), vector: known, reached: 401, entries: wireEntries()[:2]},
+		"page of a log scan":        {scan: scanLog, to: at(950), reached: 201, entries: wireEntries()[1:2]},
+		"page of a log scan, last":  {scan: scanLog, last: true, to: at(950), reached: 6},
+		"page in key order, first":  {scan: scanKeys, first: true, whole: true, to: at(9), vector: known, key: []byte("f"), entries: wireEntries()},
+		"page in key order, unsure": {scan: scanKeys, unsure: true, incomplete: true, to: at(9), key: []byte("m"), entries: wireEntries()[:1]},
+		"page in key order, last":   {scan: scanKeys, last: true, to: at(9), key: []byte("z")},
+		"page of another log":       {scan: scanKeys, reset: true, first: true, last: true, whole: true, to: at(9), key: []byte("f"), vector: known, entries: wireEntries()[:2]},
+		"page in key order, newer":  {scan: scanKeys, first: true, to: at(900), vector: known[:1], key: []byte("b"), entries: wireEntries()[:2]},
 	} {
 		if p.entries == nil {
 			p.entries = []entry{}
@@ -272,15 +272,13 @@ func TestFramesByteForByte(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, m.kind, kind)
 			require.Equal(t, bytes.Join(m.parts, nil), payload)
-			if m.kind != frameAccept {
-				value, again, err := parseMessage(kind, payload, 1<<20)
-				require.NoError(t, err)
-				require.Equal(t, m.value, value)
-				require.Equal(t, payload, again)
-			}
+			value, again, err := parseMessage(kind, payload, 1<<20)
+			require.NoError(t, err)
+			require.Equal(t, m.value, value)
+			require.Equal(t, payload, again)
 		})
 	}
-	require.Len(t, kinds, framePong)
+	require.Len(t, kinds, frameFlush)
 }
 
 func TestFramesCutShort(t *testing.T) {
@@ -292,7 +290,7 @@ func TestFramesCutShort(t *testing.T) {
 				require.Error(t, err, "frame cut at %d", n)
 			}
 			payload := bytes.Join(m.parts, nil)
-			for n := 0; n < len(payload) && m.kind != frameAccept; n++ {
+			for n := 0; n < len(payload) && m.kind != frameTerms; n++ {
 				_, _, err := parseMessage(m.kind, payload[:n:n], 1<<20)
 				require.ErrorIs(t, err, ErrProtocol, "payload cut at %d", n)
 			}
@@ -329,10 +327,12 @@ func TestFramesMalformed(t *testing.T) {
 		"length 2^32-1":            {frame(1<<32-1, framePage), "has length 4294967295"},
 		"small frame a byte over":  {frame(4<<10+1, framePing), "has length 4097"},
 		"request a byte over":      {frame(1<<20+1, framePull), "has length 1048577"},
+		"vector a byte over":       {frame(128<<10+1, frameVector), "has length 131073"},
+		"adoptions a byte over":    {frame(128<<10+1, frameAdoptions), "has length 131073"},
 		"page a byte over":         {frame(5<<20+1, framePage), "has length 5242881"},
 		"values a byte over":       {frame(5<<20+1, frameValues), "has length 5242881"},
 		"unknown type 0":           {frame(2, 0), "unknown type 0"},
-		"unknown type 11":          {frame(2, 11), "unknown type 11"},
+		"unknown type 15":          {frame(2, 15), "unknown type 15"},
 		"unknown type 255":         {frame(2, 255), "unknown type 255"},
 		"a hello in a session":     {frame(2, frameHello), "unknown type 1"},
 		"an accept in a session":   {frame(2, frameAccept), "unknown type 2"},
@@ -351,64 +351,118 @@ func TestFramesMalformed(t *testing.T) {
 func TestBoundedFrames(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	_, _, err := receiveFrom([]byte("\x40\x00\x00\x00\x06"), func(byte) int { return 1 << 30 })
+	_, _, err := receiveFrom([]byte{0x40, 0, 0, 0, framePage}, func(byte) int { return 1 << 30 })
 	runtime.ReadMemStats(&after)
 	require.Error(t, err)
 	require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(4<<20))
 }
 
-func TestMessagesMalformed(t *testing.T) {
+// malformedMessage is a payload that no parser accepts, and a part of what the error says.
+type malformedMessage struct {
+	kind byte
+	b    []byte
+	says string
+}
+
+func malformedMessages() map[string]malformedMessage {
 	put := func(key string) entry {
 		return entry{key: []byte(key), Version: Version{Stamp{2, wireEpoch}, false}, value: []byte("value")}
 	}
-	pageOf := func(entries ...entry) []byte {
-		return (&page{head: position{wireEpoch, 9}, floor: 1, reached: 6, entries: entries}).encode()
+	adopted := func(value string, as Version) entry {
+		return entry{key: []byte("a"), Version: as, value: []byte(value)}
 	}
-	header := (&page{head: position{wireEpoch, 9}, floor: 1, reached: 6}).appendHeader(nil, 0)
+	at := func(seq uint64) position { return position{wireEpoch, seq} }
+	pageOf := func(entries ...entry) []byte {
+		return (&page{to: at(9), entries: entries}).encode()
+	}
+	header := (&page{to: at(9)}).appendHeader(nil, 0, wireEpoch)
 	header = header[:len(header)-1] // up to the count
+	flags := func(flags uint64) []byte { return binary.AppendUvarint(nil, flags) }
 	absent := put("a")
 	absent.value, absent.absent, absent.size = nil, true, 1001
 	large := put("a")
 	large.value = make([]byte, 1001)
 	uvarint := func(dst []byte, v uint64) []byte { return binary.AppendUvarint(dst[:len(dst):len(dst)], v) }
 	tooLong := append(bytes.Repeat([]byte{0xff}, 10), 1) // a uvarint above 64 bits
+	pullOf := func(c cursor) []byte { return (&pull{cursor: c}).append(nil, wireOtherEpoch) }
+	ackOf := func(known ...Stamp) []byte { return (&ack{known: known}).append(nil, wireOtherEpoch, wireEpoch) }
+	vectorOf := func(known ...Stamp) []byte { return appendStamps(nil, known, wireEpoch) }
+	adoptionsOf := func(id adoptionID, mark Stamp) []byte {
+		return appendAdoptions(nil, adoptions{id: mark}, []adoptionID{id})
+	}
+	many := make([]Stamp, maxVectorChunk+1)
+	for i := range many {
+		many[i] = Stamp{1, wireEpoch}
+	}
 
-	for name, c := range map[string]struct {
-		kind byte
-		b    []byte
-		says string
-	}{
-		"hello: other magic":          {frameHello, []byte("replicator\n\n"), "does not speak this protocol"},
-		"hello: cluster of 256 bytes": {frameHello, (&hello{minVersion: 1, maxVersion: 1, cluster: strings.Repeat("c", 256)}).append(nil), "at most 255"},
-		"bye: text of 1025 bytes":     {frameBye, appendBytes([]byte{1}, strings.Repeat("t", 1025)), "at most 1024"},
-		"bye: trailing byte":          {frameBye, []byte{1, 0, 0}, "1 bytes left over"},
-		"ack: trailing byte":          {frameAck, append((&ack{}).append(nil), 0), "1 bytes left over"},
-		"pull: key of 64 KiB + 1":     {framePull, (&pull{cursor: cursor{key: make([]byte, MaxKeySize+1)}}).append(nil), "at most 65536"},
-		"pull: trailing byte":         {framePull, append((&pull{}).append(nil), 0), "1 bytes left over"},
-		"page: keys descend":          {framePage, pageOf(put("b"), put("a")), `key "a" is not above`},
-		"page: one key twice":         {framePage, pageOf(put("a"), put("a")), `key "a" is not above`},
-		"page: reserved prefix":       {framePage, pageOf(put(reserved)), ErrReserved.Error()},
-		"page: reserved key":          {framePage, pageOf(put(reserved + "iuser")), ErrReserved.Error()},
-		"page: value too large":       {framePage, pageOf(large), "at most 1000"},
-		"page: value claims too much": {framePage, pageOf(absent), "has 1001 bytes, the limit is 1000"},
-		"page: key of 64 KiB + 1":     {framePage, pageOf(put(strings.Repeat("k", MaxKeySize+1))), "at most 65536"},
-		"page: fewer entries":         {framePage, append(uvarint(header, 2), appendEntries(nil, []entry{put("a")})...), "truncated"},
-		"page: more entries":          {framePage, append(uvarint(header, 1), appendEntries(nil, []entry{put("a"), put("b")})...), "left over"},
-		"page: count of 2^64-1":       {framePage, uvarint(header, 1<<64-1), "the limit is 500"},
-		"page: count beyond bytes":    {framePage, append(uvarint(header, 11), make([]byte, 30)...), "truncated"},
-		"page: trailing byte":         {framePage, append(pageOf(put("a")), 0), "1 bytes left over"},
-		"page: uvarint too long":      {framePage, append(header[:10:10], tooLong...), "truncated"},
-		"fetch: count of 501":         {frameFetch, append(uvarint(nil, 501), make([]byte, 501)...), "truncated"},
-		"fetch: count of 2^64-1":      {frameFetch, uvarint(nil, 1<<64-1), "truncated"},
-		"fetch: key of 64 KiB + 1":    {frameFetch, appendFetch(nil, [][]byte{make([]byte, MaxKeySize+1)}), "at most 65536"},
-		"fetch: trailing byte":        {frameFetch, append(appendFetch(nil, [][]byte{{'a'}}), 0), "1 bytes left over"},
-		"values: keys descend":        {frameValues, (&valuesMessage{2, []entry{put("b"), put("a")}}).encode(), `key "a" is not above`},
-		"values: reserved key":        {frameValues, (&valuesMessage{1, []entry{put(reserved + "x")}}).encode(), ErrReserved.Error()},
-		"values: value too large":     {frameValues, (&valuesMessage{1, []entry{large}}).encode(), "at most 1000"},
-		"values: trailing byte":       {frameValues, []byte{0, 0, 0}, "1 bytes left over"},
-		"ping: trailing byte":         {framePing, []byte{3, 3}, "1 bytes left over"},
-		"pong: trailing byte":         {framePong, []byte{3, 3, 3}, "1 bytes left over"},
-	} {
+	return map[string]malformedMessage{
+		"hello: other magic":                 {frameHello, []byte("replicator\n\n"), "does not speak this protocol"},
+		"hello: cluster of 256 bytes":        {frameHello, (&hello{minVersion: 2, maxVersion: 2, cluster: strings.Repeat("c", 256)}).append(nil), "at most 255"},
+		"hello: name of 256 bytes":           {frameHello, (&hello{minVersion: 2, maxVersion: 2, name: strings.Repeat("n", 256)}).append(nil), "at most 255"},
+		"hello: local prefix of 256 bytes":   {frameHello, (&hello{minVersion: 2, maxVersion: 2, localPrefix: make([]byte, 256)}).append(nil), "at most 255"},
+		"accept: number 0":                   {frameAccept, []byte{0}, "number 0"},
+		"accept: trailing byte":              {frameAccept, []byte{1, 0}, "1 bytes left over"},
+		"bye: text of 1025 bytes":            {frameBye, appendBytes([]byte{1}, strings.Repeat("t", 1025)), "at most 1024"},
+		"bye: trailing byte":                 {frameBye, []byte{1, 0, 0}, "1 bytes left over"},
+		"vector: count beyond bytes":         {frameVector, []byte{9, 1, 1}, "truncated"},
+		"vector: 1000001 origins":            {frameVector, uvarint(nil, maxOrigins+1), "the limit is 1000000"},
+		"vector: 4097 origins":               {frameVector, vectorOf(many...), "the limit is 4096"},
+		"vector: origin of an adopted value": {frameVector, vectorOf(Stamp{0, 0x11a363b87dbe477b}), "the vector has origin"},
+		"vector: trailing byte":              {frameVector, append(vectorOf(Stamp{1, wireEpoch}), 0), "1 bytes left over"},
+		"adoptions: id 0":                    {frameAdoptions, adoptionsOf(0, Stamp{}), "adoption 0 has the mark"},
+		"adoptions: mark of no opening":      {frameAdoptions, adoptionsOf(1, Stamp{5, 1}), "adoption 1 has the mark"},
+		"adoptions: 4097 of them":            {frameAdoptions, uvarint(nil, maxAdoptionsChunk+1), "the limit is 4096"},
+		"adoptions: count beyond bytes":      {frameAdoptions, []byte{1}, "truncated"},
+		"adoptions: trailing byte":           {frameAdoptions, append(adoptionsOf(1, Stamp{}), 0), "1 bytes left over"},
+		"ack: origin of an adopted value":    {frameAck, ackOf(Stamp{0, 0x11a363b87dbe477b}), "the vector has origin"},
+		"ack: trailing byte":                 {frameAck, append(ackOf(), 0), "1 bytes left over"},
+		"pull: joined at no checkpoint":      {framePull, pullOf(cursor{joined: true}), "joined at no checkpoint"},
+		"pull: scan up to nowhere":           {framePull, pullOf(cursor{scan: scanKeys}), "scan 2 up to"},
+		"pull: scan of an unknown kind":      {framePull, pullOf(cursor{scan: 3, upper: at(9)}), "scan 3 up to"},
+		"pull: key of 64 KiB + 1":            {framePull, pullOf(cursor{scan: scanKeys, upper: at(9), key: make([]byte, MaxKeySize+1)}), "at most 65536"},
+		"pull: trailing byte":                {framePull, append(pullOf(cursor{}), 0), "1 bytes left over"},
+		"page: of two kinds of scan":         {framePage, flags(pageLog | pageKeys), "flags 180"},
+		"page: the first of no scan":         {framePage, flags(pageFirst), "flags 4"},
+		"page: the last of no scan":          {framePage, flags(pageLast), "flags 8"},
+		"page: ahead, of a scan":             {framePage, flags(pageAhead | pageLog), "flags 81"},
+		"page: ahead, with the vector":       {framePage, flags(pageAhead | pageWhole), "flags 11"},
+		"page: ahead, with an unknown flag":  {framePage, flags(pageAhead | 1<<40), "flags 10000000001"},
+		"page: reset in mid scan":            {framePage, flags(pageReset | pageKeys), "flags 102"},
+		"page: reset and a log scan":         {framePage, flags(pageReset | pageFirst | pageLog), "flags 86"},
+		"page: origin of an adopted value":   {framePage, (&page{to: at(9), vector: []Stamp{{0, 0x11a363b87dbe477b}}}).encode(), "the vector has origin"},
+		"page: 1000001 origins":              {framePage, uvarint((&page{to: at(9)}).appendHeader(nil, 0, wireEpoch)[:2], maxOrigins+1), "the limit is 1000000"},
+		"page: key reached of 64 KiB + 1":    {framePage, (&page{scan: scanKeys, to: at(9), key: make([]byte, MaxKeySize+1)}).encode(), "at most 65536"},
+		"page: keys descend":                 {framePage, pageOf(put("b"), put("a")), `key "a" is not above`},
+		"page: one key twice":                {framePage, pageOf(put("a"), put("a")), `key "a" is not above`},
+		"page: reserved prefix":              {framePage, pageOf(put(reserved)), ErrReserved.Error()},
+		"page: reserved key":                 {framePage, pageOf(put(reserved + "iuser")), ErrReserved.Error()},
+		"page: value too large":              {framePage, pageOf(large), "at most 1000"},
+		"page: value claims too much":        {framePage, pageOf(absent), "has 1001 bytes, the limit is 1000"},
+		"page: key of 64 KiB + 1":            {framePage, pageOf(put(strings.Repeat("k", MaxKeySize+1))), "at most 65536"},
+		"page: another value was adopted":    {framePage, pageOf(adopted("new", adoptedVersion([]byte("old")))), "has the stamp of an adopted value"},
+		"page: adopted, with a clock":        {framePage, pageOf(adopted("old", Version{Stamp{1, adoptedVersion([]byte("old")).Origin}, false})), "has the stamp of an adopted value"},
+		"page: adopted, and deleted":         {framePage, pageOf(adopted("", Version{adoptedVersion(nil).Stamp, true})), "has the stamp of an adopted value"},
+		"page: fewer entries":                {framePage, append(uvarint(header, 2), written([]entry{put("a")}).body...), "truncated"},
+		"page: more entries":                 {framePage, append(uvarint(header, 1), written([]entry{put("a"), put("b")}).body...), "left over"},
+		"page: count of 2^64-1":              {framePage, uvarint(header, 1<<64-1), "the limit is 500"},
+		"page: count beyond bytes":           {framePage, append(uvarint(header, 11), make([]byte, 30)...), "truncated"},
+		"page: trailing byte":                {framePage, append(pageOf(put("a")), 0), "1 bytes left over"},
+		"page: uvarint too long":             {framePage, append(header[:len(header):len(header)], tooLong...), "truncated"},
+		"fetch: count of 501":                {frameFetch, append(uvarint(nil, 501), make([]byte, 501)...), "truncated"},
+		"fetch: count of 2^64-1":             {frameFetch, uvarint(nil, 1<<64-1), "truncated"},
+		"fetch: key of 64 KiB + 1":           {frameFetch, appendFetch(nil, [][]byte{make([]byte, MaxKeySize+1)}), "at most 65536"},
+		"fetch: trailing byte":               {frameFetch, append(appendFetch(nil, [][]byte{{'a'}}), 0), "1 bytes left over"},
+		"values: keys descend":               {frameValues, (&values{answered: 2, entries: []entry{put("b"), put("a")}}).encode(), `key "a" is not above`},
+		"values: reserved key":               {frameValues, (&values{answered: 1, entries: []entry{put(reserved + "x")}}).encode(), ErrReserved.Error()},
+		"values: value too large":            {frameValues, (&values{answered: 1, entries: []entry{large}}).encode(), "at most 1000"},
+		"values: trailing byte":              {frameValues, []byte{0, 0, 0, 0}, "1 bytes left over"},
+		"ping: trailing byte":                {framePing, []byte{3, 3}, "1 bytes left over"},
+		"pong: trailing byte":                {framePong, []byte{3, 3, 3}, "1 bytes left over"},
+	}
+}
+
+func TestMessagesMalformed(t *testing.T) {
+	for name, c := range malformedMessages() {
 		t.Run(name, func(t *testing.T) {
 			_, _, err := parseMessage(c.kind, c.b, 1000)
 			require.ErrorIs(t, err, ErrProtocol)
@@ -424,32 +478,46 @@ func TestHelloOfOtherVersions(t *testing.T) {
 	h, err := parseHello(append(own.append(nil), "more"...))
 	require.NoError(t, err)
 	require.Equal(t, *own, h)
-	for name, versions := range map[string][2]uint64{"later": {2, 9}, "earlier": {0, 0}, "none": {2, 1}} {
+	for name, versions := range map[string][2]uint64{"later": {3, 9}, "earlier": {0, 1}, "none": {3, 2}} {
 		start := append([]byte(protocolMagic), byte(versions[0]), byte(versions[1]))
 		for _, b := range [][]byte{start, append(start, "of another layout"...)} {
 			_, err := parseHello(b)
 			require.ErrorIs(t, err, ErrRefused, name)
-			require.ErrorContains(t, err, "this side 1 to 1", name)
+			require.ErrorContains(t, err, "this side 2 to 2", name)
 		}
 	}
-	for _, versions := range [][2]uint64{{0, 1}, {1, 1}, {1, 200}} {
+	for _, versions := range [][2]uint64{{0, 2}, {2, 2}, {2, 200}} {
 		own.minVersion, own.maxVersion = versions[0], versions[1]
 		_, err := parseHello(own.append(nil))
 		require.NoError(t, err, versions)
 	}
 }
 
+// TestTextsOfPeers: what is not printable is replaced, and no text grows beyond the
+// limit that its row or frame has.
+func TestTextsOfPeers(t *testing.T) {
+	h, err := parseHello((&hello{minVersion: 2, maxVersion: 2, name: "böx\x1b[2J\n" + strings.Repeat("\xff", 240)}).append(nil))
+	require.NoError(t, err)
+	require.Equal(t, "böx [2J "+strings.Repeat(" ", 240), h.name)
+	_, err = parsePeerRecord((&peerRecord{name: h.name}).append(nil))
+	require.NoError(t, err)
+
+	var bye *byeReceived
+	require.ErrorAs(t, parseBye(appendBytes([]byte{1}, "\xff\x00over")), &bye)
+	require.Equal(t, "  over", bye.text)
+}
+
 // FuzzMessages parses what no peer should have sent: it never panics, every error
-// has its sentinel, what is accepted is in bounds and reads back as it was. Beside
-// the good ones, testdata/fuzz has what TestMessagesMalformed has, if it is small.
+// has its sentinel, what is accepted is in bounds and reads back as it was.
 func FuzzMessages(f *testing.F) {
 	for _, m := range wireMessages() {
-		if m.kind != frameAccept {
-			f.Add(m.kind, bytes.Join(m.parts, nil))
-		}
+		f.Add(m.kind, bytes.Join(m.parts, nil))
+	}
+	for _, m := range malformedMessages() {
+		f.Add(m.kind, m.b)
 	}
 	f.Fuzz(func(t *testing.T, kind byte, b []byte) {
-		if kind == frameAccept || kind < frameHello || kind > framePong {
+		if kind < frameHello || kind > frameFlush {
 			return
 		}
 		const maxValue = 1000
@@ -462,7 +530,7 @@ func FuzzMessages(f *testing.F) {
 		switch m := value.(type) {
 		case *page:
 			entries = m.entries
-		case *valuesMessage:
+		case *values:
 			entries = m.entries
 		}
 		for i := range entries {

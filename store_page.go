@@ -83,21 +83,27 @@ func (v *server) knows(stamps ...Stamp) bool {
 	return true
 }
 
-// knowsAdopted reports whether the peer knows all adopted values that are here.
-func (v *server) knowsAdopted() bool {
-	a, _ := v.d.known.adoptions()
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return a.covered(v.peer)
-}
-
 // filter tells what a peer need not be offered in one page.
 type filter struct {
 	v       *server
 	adopted bool // no adopted value
 }
 
-func (v *server) filter() filter { return filter{v, v.knowsAdopted()} }
+// filter is as of what is known here, of which the caller holds mu: an adoption that is
+// learned of later must not be taken for one whose values the peer has.
+func (v *server) filter() filter {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return filter{v, v.d.known.adopted.covered(v.peer)}
+}
+
+// filterNow is for what was read before: no value in it is of an adoption that is yet
+// unknown.
+func (v *server) filterNow() filter {
+	v.d.known.mu.RLock()
+	defer v.d.known.mu.RUnlock()
+	return v.filter()
+}
 
 func (f filter) covers(v Version) bool {
 	if v.adopted() {
@@ -147,10 +153,10 @@ func (v *server) answer(q *pull, told uint64, idle bool, to sink) (a answer, err
 // follow answers from the backlog, if that reaches back to the checkpoint. The page
 // ends before the first record that is held back, or where it is full.
 func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, reaches bool) {
-	f, now := v.filter(), time.Now()
-	k := &v.d.known
+	k, now := &v.d.known, time.Now()
 	k.mu.RLock()
 	defer k.mu.RUnlock()
+	f := v.filter()
 	b, after := &k.backlog, q.checkpoint.seq
 	if !b.reaches(after) {
 		return a, false
@@ -442,7 +448,7 @@ func (v *server) keyPage(q *pull, a *answer, to sink) error {
 		s.index = newIndexReader(s, after, !a.page.first)
 		s.data = newWalker(s, nil)
 	}
-	f := v.filter()
+	f := v.filterNow()
 	for scanned := 0; ; scanned++ {
 		if a.entries >= v.d.settings.pageEntries || to.size() >= maxPageBytes || scanned >= maxPageScan {
 			break
@@ -512,7 +518,7 @@ func (v *server) recordsBelow(s *scanView, below uint64) (records []logged, reac
 	if s.log == nil {
 		s.log = newLogReader(s, s.after, s.to.seq)
 	}
-	f := v.filter()
+	f := v.filterNow()
 	ok := false
 	if s.placed {
 		ok = s.log.prev()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -92,6 +93,8 @@ func incompressible(rng *rand.Rand, size int) string {
 	}
 	return string(b)
 }
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 // adoptedOrigin is what stands for an origin in the stamp of an adopted key.
 func adoptedOrigin(value string) replicator.Origin {

@@ -1,7 +1,6 @@
 package replicator_test
 
 import (
-	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -40,9 +39,11 @@ var events = []event{
 	{"power cut", 30, (*simulation).cutPower},
 	{"power cut after a close", 10, (*simulation).cutPowerOfClosed},
 	{"power cut while busy", 30, (*simulation).cutPowerOfBusy},
+	{"crash while opening", 20, (*simulation).crashWhileOpening},
 	{"wipe", 8, (*simulation).wipe},
 	{"backup", 10, (*simulation).backUp},
 	{"restore", 12, (*simulation).restoreOne},
+	{"rewind", 12, (*simulation).rewind},
 	{"clone", 10, (*simulation).clone},
 	{"recovered files", 10, (*simulation).recover},
 
@@ -57,8 +58,8 @@ var events = []event{
 
 	{"add peer", 12, (*simulation).addPeer},
 	{"remove peer", 15, (*simulation).removePeer},
-	{"own address", 8, func(s *simulation, n *node) { s.add(n, []string{n.name, secondAddress(n)}[s.rng.IntN(2)]) }},
-	{"second address", 15, func(s *simulation, n *node) { s.add(n, secondAddress(s.any())) }},
+	{"own address", 10, (*simulation).addSelf},
+	{"second address", 15, (*simulation).addSecond},
 	{"address moves", 15, (*simulation).moveAddress},
 }
 
@@ -89,45 +90,52 @@ func (s *simulation) deleteOne(n *node) {
 
 // batch writes several keys at once, some of them twice.
 func (s *simulation) batch(n *node) {
-	b, wo := s.draft(s.rng, s.value), s.options()
+	b, wo := s.draft(), s.options()
 	s.trace("%s writes a batch of %d, sync %v", n.name, b.Len(), wo.Sync)
 	s.write(n, b, wo, func() error { return n.r.Write(b, wo) })
 }
 
 // draft makes a batch.
-func (s *simulation) draft(rng *rand.Rand, value func() string) *leveldb.Batch {
+func (s *simulation) draft() *leveldb.Batch {
 	b := new(leveldb.Batch)
-	for range 2 + rng.IntN(4) {
-		key := fmt.Appendf(nil, "key-%d", rng.IntN(s.keys))
+	puts := 2 + s.rng.IntN(4)
+	if s.largest > 5000 && s.rng.IntN(10) == 0 {
+		puts *= 10 // more than the values that are fetched at a time
+	}
+	for range puts {
+		key := []byte(s.key())
 		b.Put(key, []byte("gone at once"))
-		if rng.IntN(4) == 0 {
+		if s.rng.IntN(4) == 0 {
 			b.Delete(key)
 		} else {
-			b.Put(key, []byte(value()))
+			b.Put(key, []byte(s.value()))
 		}
 	}
 	return b
 }
 
-// crowd has several goroutines write to one node, while another node may sync.
+// crowd has several goroutines write to one node, at once or for a while. One that
+// dials it may sync meanwhile, with something to catch up on.
 func (s *simulation) crowd(n *node) {
 	c := newCrowd()
-	for range 2 + s.rng.IntN(3) {
-		c.batches = append(c.batches, nil)
-		rng := rand.New(rand.NewPCG(s.rng.Uint64(), 0))
-		for range 1 + rng.IntN(6) {
-			i := len(c.batches) - 1
-			c.batches[i] = append(c.batches[i], s.draft(rng, s.value))
+	writers, pause := 2+s.rng.IntN(3), time.Duration(s.rng.IntN(2)*s.rng.IntN(50))*time.Millisecond
+	for range writers {
+		var batches []*leveldb.Batch
+		for range 1 + s.rng.IntN(8) {
+			batches = append(batches, s.draft())
 		}
+		c.batches = append(c.batches, batches)
 	}
-	s.trace("%s is written to by %d goroutines", n.name, len(c.batches))
-	m := s.any()
-	syncs := m.r != nil && s.rng.IntN(2) == 0
+	s.trace("%s is written to by %d goroutines, with pauses of %v", n.name, writers, pause)
 	var wg sync.WaitGroup
-	if syncs {
+	if m := s.diallerOf(n); m != nil && s.rng.IntN(4) > 0 {
 		s.trace("%s syncs meanwhile", m.name)
+		if s.rng.IntN(2) == 0 {
+			s.leaveBehind(m, n)
+		}
 		claims := s.claims(m)
 		claims.inbound = nil // their sessions may end before the call
+		s.net.Partition(s.groups...)
 		wg.Go(func() { c.fail(s.syncNow(claims)) })
 	}
 	before := s.rows(n)
@@ -135,12 +143,37 @@ func (s *simulation) crowd(n *node) {
 		wg.Go(func() {
 			for i, b := range batches {
 				c.fail(n.r.Write(b, &opt.WriteOptions{Sync: i%3 == 0}))
+				time.Sleep(pause)
 			}
 		})
 	}
 	wg.Wait()
 	require.NoError(s.t, c.err)
 	s.wrote(n, before, c)
+}
+
+// leaveBehind isolates a node, whose peer makes some changes meanwhile and moves away.
+func (s *simulation) leaveBehind(m, n *node) {
+	s.net.Isolate(m.name)
+	for range 5 + s.rng.IntN(10) {
+		s.putOne(n)
+	}
+	s.net.SetDelay(m.name, n.name, time.Duration(5+s.rng.IntN(20))*time.Millisecond)
+	s.slow = append(s.slow, [2]string{m.name, n.name})
+}
+
+// diallerOf returns an open node that dials another one, or nil.
+func (s *simulation) diallerOf(n *node) *node {
+	var found []*node
+	for _, m := range s.nodes {
+		if m != n && m.r != nil && slices.Contains(m.peers, n.name) {
+			found = append(found, m)
+		}
+	}
+	if len(found) == 0 {
+		return nil
+	}
+	return found[s.rng.IntN(len(found))]
 }
 
 // pass lets heartbeats and deadlines come.
@@ -170,7 +203,16 @@ func (s *simulation) killOne(n *node) {
 	s.trace("%s is killed", n.name)
 	s.look(n)
 	s.disconnect(n)
-	n.kill()
+	s.end(n, n.disk.Copy())
+}
+
+// end ends the process that a node is, and gives it the disk that is left.
+func (s *simulation) end(n *node, left *simtest.Disk) {
+	r := n.r
+	n.replaceDisk(left)
+	if r != nil {
+		s.of(n).clock = r.Status().Clock
+	}
 }
 
 // disconnect ends all connections of a node whose process is about to die: what it
@@ -259,6 +301,52 @@ func (s *simulation) keepSessions(n *node) {
 	time.Sleep(3 * time.Second) // handshakes end
 }
 
+// crashWhileOpening ends a node once more at an operation of its disk while it is
+// being opened, or right after that: its process, or its machine.
+func (s *simulation) crashWhileOpening(n *node) {
+	[]func(*node){s.shut, s.killOne, s.cutPower}[s.rng.IntN(3)](n)
+	s.crashingStart(n)
+}
+
+func (s *simulation) crashingStart(n *node) {
+	at, power, loss := 1+s.rng.Int64N(40), s.rng.IntN(2) == 0, s.loss()
+	s.trace("%s is opened, and about to die at operation %d, power cut %v", n.name, at, power)
+	p := s.of(n)
+	before := *p
+	before.seen, before.durable = maps.Clone(p.seen), maps.Clone(p.durable)
+	left := make(chan *simtest.Disk, 1)
+	n.disk.SetFault(func(_ simtest.Op, _ storage.FileDesc, i int64) error {
+		if i != at {
+			return nil
+		}
+		if power {
+			left <- n.disk.PowerCut(loss)
+		} else {
+			left <- n.disk.Copy()
+		}
+		s.net.Isolate(n.name)
+		return nil
+	})
+	s.start(n)
+	time.Sleep(time.Duration(s.rng.IntN(200)) * time.Millisecond)
+	n.disk.SetFault(nil)
+	select {
+	case disk := <-left:
+		s.net.Partition(s.groups...)
+		*p = before
+		if power {
+			s.losePower(n, disk)
+		} else {
+			s.end(n, disk)
+		}
+		if p.unwritten != nil {
+			p.unwritten, p.old = nil, nil // nobody knows which of them are there
+		}
+		s.seen.note("an opening is cut off")
+	default:
+	}
+}
+
 // putLarge puts a value that fills a memtable.
 func (s *simulation) putLarge(n *node) {
 	key, value := s.key(), s.value()+strings.Repeat("y", 64<<10)
@@ -276,7 +364,7 @@ func (s *simulation) losePower(n *node, left *simtest.Disk) {
 	if len(s.of(n).promised) > 0 {
 		s.seen.note("a node loses power that has acknowledged something")
 	}
-	n.replaceDisk(left)
+	s.end(n, left)
 	n.boot = s.newBoot()
 	s.powerLost(n)
 }
@@ -315,6 +403,27 @@ func (s *simulation) restore(n *node, b backup) {
 		n.boot = s.newBoot()
 	}
 	s.replaced(n, b.past.image())
+}
+
+// rewind restores a node, before anybody can talk to it, to a moment after which it
+// made changes that its peers have. It makes as many others before they meet, so that
+// its log is as long as the one that they know.
+func (s *simulation) rewind(n *node) {
+	s.trace("%s is rewound", n.name)
+	b := s.image(n)
+	changes := 1 + s.rng.IntN(6)
+	for range changes {
+		s.putOne(n)
+	}
+	time.Sleep(time.Duration(s.rng.IntN(1000)) * time.Millisecond)
+	s.net.Isolate(n.name)
+	n.replaceDisk(b.disk.Copy())
+	s.replaced(n, b.past.image())
+	s.start(n)
+	for range changes + s.rng.IntN(6) {
+		s.putOne(n)
+	}
+	s.net.Partition(s.groups...)
 }
 
 func (s *simulation) clone(n *node) {
@@ -450,8 +559,16 @@ func (s *simulation) add(n *node, addr string) {
 }
 
 func (s *simulation) addPeer(n *node) {
-	if m := s.any(); m != n {
+	if m := s.host(); m != n {
 		s.add(n, m.name)
+	}
+}
+
+func (s *simulation) addSecond(n *node) { s.add(n, secondAddress(s.host())) }
+
+func (s *simulation) addSelf(n *node) {
+	if n != s.dialOnly {
+		s.add(n, []string{n.name, secondAddress(n)}[s.rng.IntN(2)])
 	}
 }
 
@@ -466,8 +583,25 @@ func (s *simulation) removePeer(n *node) {
 	s.seen.note("a peer is removed")
 }
 
+// moveAddress lets a second address lead elsewhere. A node that dials it may sync
+// right then, with nobody else to hear from what is there.
 func (s *simulation) moveAddress(n *node) {
-	m := s.any()
-	s.trace("%s leads to %s", secondAddress(n), m.name)
-	s.net.Redirect(secondAddress(n), m.name)
+	of, to := s.host(), s.host()
+	addr, syncs := secondAddress(of), s.rng.IntN(2) == 0
+	if syncs {
+		s.add(n, addr)
+		time.Sleep(time.Duration(s.rng.IntN(3000)) * time.Millisecond)
+	}
+	s.trace("%s leads to %s", addr, to.name)
+	s.lead(addr, to)
+	if !syncs || to == n || to.r == nil {
+		return
+	}
+	s.net.Partition([]string{to.name})
+	s.putOne(to)
+	claims := s.claims(n)
+	s.net.Partition([]string{n.name, of.name, to.name})
+	s.trace("%s syncs", n.name)
+	require.NoError(s.t, s.syncNow(claims))
+	s.net.Partition(s.groups...)
 }

@@ -2,7 +2,9 @@ package replicator_test
 
 import (
 	"context"
+	"maps"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,15 +16,86 @@ import (
 // it writes: over a link that is frozen or slow, whose buffer is full, time would stand
 // still.
 func unblocked(o *replicator.Options) {
-	dial, listener := o.Dial, o.Listener
-	o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+	o.Dial = roomyDial(o.Dial)
+	o.Listener = roomyListener{o.Listener}
+}
+
+func roomyDial(dial func(context.Context, string) (net.Conn, error)) func(context.Context, string) (net.Conn, error) {
+	return func(ctx context.Context, addr string) (net.Conn, error) {
 		c, err := dial(ctx, addr)
 		if err != nil {
 			return nil, err
 		}
 		return newRoomyConn(c), nil
 	}
-	o.Listener = roomyListener{listener}
+}
+
+// addresses know where addresses lead, and led when they were dialled.
+type addresses struct {
+	mu    sync.Mutex
+	leads map[string]*node                 // second addresses
+	dials map[dialled]int                  // how often
+	conns map[dialled]map[*roomyConn]*node // what may still be connected, and with whom
+}
+
+// dialled is a dialler's host name and the address that it dials.
+type dialled struct{ from, addr string }
+
+func newAddresses() *addresses {
+	return &addresses{leads: map[string]*node{}, dials: map[dialled]int{}, conns: map[dialled]map[*roomyConn]*node{}}
+}
+
+// lead lets a second address lead to a node.
+func (s *simulation) lead(addr string, to *node) {
+	s.addrs.mu.Lock()
+	defer s.addrs.mu.Unlock()
+	s.addrs.leads[addr] = to
+	s.net.Redirect(addr, to.name)
+}
+
+// watch returns a dialler that notes what it dials.
+func (a *addresses) watch(dial func(context.Context, string) (net.Conn, error)) func(context.Context, string) (net.Conn, error) {
+	return func(ctx context.Context, addr string) (net.Conn, error) {
+		a.mu.Lock()
+		to := a.leads[addr]
+		a.mu.Unlock()
+		c, err := dial(ctx, addr)
+		if err != nil {
+			return nil, err
+		}
+		from, _, _ := strings.Cut(c.LocalAddr().String(), "#")
+		by := dialled{from, addr}
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.dials[by]++
+		if a.conns[by] == nil {
+			a.conns[by] = map[*roomyConn]*node{}
+		}
+		a.conns[by][c.(*roomyConn)] = to
+		return c, nil
+	}
+}
+
+// connected returns where an address leads, unless a connection that was dialled
+// there still leads elsewhere: then nil.
+func (a *addresses) connected(by dialled) *node {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for c, to := range a.conns[by] {
+		if c.isClosed() {
+			delete(a.conns[by], c)
+		} else if to != a.leads[by.addr] {
+			return nil
+		}
+	}
+	return a.leads[by.addr]
+}
+
+// count returns how often each address has been dialled with success.
+func (a *addresses) count() map[dialled]int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return maps.Clone(a.dials)
 }
 
 type roomyListener struct{ net.Listener }

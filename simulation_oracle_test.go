@@ -57,15 +57,17 @@ type change struct {
 
 // past is what is known of the files that a node has.
 type past struct {
-	seen     map[string]replicator.Version // the least that it may show
-	durable  map[string]replicator.Version // the least after a power cut
-	promised map[string]replicator.Version // the same by what peers were told
-	old      map[string]string             // values that are to be adopted
-	lost     []string                      // keys of which nothing is known after the next opening
-	rows     map[string]replicator.Row     // what was there at the last look
-	cut      bool                          // the next opening is after a power cut
-	since    time.Time                     // when something was lost, or the files replaced
-	id       replicator.DatabaseID         // at the last look since the opening
+	seen      map[string]replicator.Version // the least that it may show
+	durable   map[string]replicator.Version // the least after a power cut
+	promised  map[string]replicator.Version // the same by what peers were told
+	old       map[string]string             // values that are to be adopted
+	unwritten map[string]string             // those that are put there, without Sync, before the first opening
+	lost      []string                      // keys of which nothing is known after the next opening
+	rows      map[string]replicator.Row     // what was there at the last look
+	cut       bool                          // the next opening is after a power cut
+	since     time.Time                     // when something was lost, or the files replaced
+	clock     uint64                        // of the process that ended; 0 if the files were another's
+	id        replicator.DatabaseID         // at the last look since the opening
 }
 
 func newOracle(s *simulation) *oracle {
@@ -116,14 +118,36 @@ func (s *simulation) start(n *node) {
 	if n.r != nil {
 		return
 	}
-	n.open(func(*replicator.Options) { s.opened(n) })
-	s.of(n).id = n.r.Status().ID
+	p := s.of(n)
+	most, cut := p.clock, p.cut || n.recovered
+	if cut {
+		most += 1 << 16
+	}
+	n.open(func(o *replicator.Options) {
+		s.opened(n)
+		if n == s.dialOnly {
+			dialOnly(o)
+		}
+	})
+	status := n.r.Status()
+	p.id = status.ID
+	for key, version := range p.seen {
+		require.Less(s.t, version.Clock, status.Clock, "the clock of %s, which has %s at %v", n.name, key, version)
+	}
+	if p.clock > 0 {
+		require.LessOrEqual(s.t, status.Clock, most, "the clock of %s, which ended at %d, power cut or recovered: %v", n.name, p.clock, cut)
+	}
+	p.clock = 0
 }
 
 // opened compares what leveldb found in a node's files to what has to be there.
 func (o *oracle) opened(n *node) {
 	p, rows := o.of(n), indexOf(o.s.t, n.db)
 	found := versionsOf(rows)
+	for _, key := range sortedKeys(p.unwritten) {
+		require.NoError(o.s.t, n.db.Put([]byte(key), []byte(p.unwritten[key]), nil))
+	}
+	p.unwritten = nil
 	if p.cut {
 		o.noteLosses(p.rows, rows)
 		require.NoError(o.s.t, atLeast(found, p.durable), "%s lost in a power cut what was durable", n.name)
@@ -196,7 +220,7 @@ func (s *simulation) stop(n *node) {
 	p := s.of(n)
 	found := versionsOf(indexOf(s.t, n.db))
 	require.NoError(s.t, atLeast(found, p.seen), "%s lost something at its close", n.name)
-	p.seen, p.durable = found, maps.Clone(found)
+	p.seen, p.durable, p.clock = found, maps.Clone(found), n.r.Status().Clock
 	n.close()
 }
 
@@ -358,7 +382,7 @@ type claims struct {
 	of      *node
 	had     map[*node]map[string]replicator.Version
 	id      map[*node]replicator.DatabaseID
-	dialled map[*node]bool // by their names; not by second ones, which may lead elsewhere
+	dialled map[*node]bool
 	inbound map[replicator.DatabaseID]bool
 }
 
@@ -370,13 +394,20 @@ func (s *simulation) claims(n *node) *claims {
 		of: n, had: map[*node]map[string]replicator.Version{}, id: map[*node]replicator.DatabaseID{},
 		dialled: map[*node]bool{}, inbound: map[replicator.DatabaseID]bool{},
 	}
+	status := n.r.Status()
+	for _, p := range status.Peers {
+		// An address that was the own one is not dialled again, wherever it leads now.
+		if to := s.addrs.connected(dialled{n.name, p.Addr}); to != nil && p.State != replicator.StateSelf {
+			c.dialled[to] = true
+		}
+	}
 	for _, m := range s.nodes {
-		c.dialled[m] = slices.Contains(n.peers, m.name)
+		c.dialled[m] = c.dialled[m] || slices.Contains(n.peers, m.name)
 		if m != n && m.r != nil {
 			c.had[m], c.id[m] = versionsOf(s.rows(m)), m.r.Status().ID
 		}
 	}
-	for _, p := range n.r.Status().Peers {
+	for _, p := range status.Peers {
 		if p.DialedBy == replicator.DialedByThem {
 			c.inbound[p.ID] = true
 		}

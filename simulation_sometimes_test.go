@@ -28,6 +28,7 @@ var branches = []string{
 	"a power cut takes a change",
 	"a power cut takes a change and leaves a later one",
 	"a power cut in the midst of something",
+	"an opening is cut off",
 	"a node loses power that has acknowledged something",
 	"an opening distrusts log and checkpoints",
 	"an opening finds an unfinished scan of the log",

@@ -45,12 +45,12 @@ type oracle struct {
 	pasts map[*node]*past
 
 	mu      sync.Mutex // guards what follows
-	changes map[replicator.Stamp]change
+	changes map[replicator.Stamp]written
 	latest  map[string]replicator.Stamp // by key, the last change that was made
 }
 
-// change is what a stamp was given to.
-type change struct {
+// written is what a stamp was given to.
+type written struct {
 	key, value string
 	deleted    bool
 }
@@ -71,7 +71,7 @@ type past struct {
 }
 
 func newOracle(s *simulation) *oracle {
-	return &oracle{s: s, pasts: map[*node]*past{}, changes: map[replicator.Stamp]change{}, latest: map[string]replicator.Stamp{}}
+	return &oracle{s: s, pasts: map[*node]*past{}, changes: map[replicator.Stamp]written{}, latest: map[string]replicator.Stamp{}}
 }
 
 func newPast() *past {
@@ -292,23 +292,23 @@ func (c *crowd) fail(err error) {
 	}
 }
 
-// outcome is what the last operation of a batch on a key leaves.
-type outcome struct {
+// lastOfBatch is what the last operation of a batch on a key leaves.
+type lastOfBatch struct {
 	batch *leveldb.Batch
-	last  map[string]change
+	last  map[string]written
 }
 
-func (o *outcome) Put(key, value []byte) {
-	o.last[string(key)] = change{string(key), string(value), false}
+func (o *lastOfBatch) Put(key, value []byte) {
+	o.last[string(key)] = written{string(key), string(value), false}
 }
-func (o *outcome) Delete(key []byte) { o.last[string(key)] = change{string(key), "", true} }
+func (o *lastOfBatch) Delete(key []byte) { o.last[string(key)] = written{string(key), "", true} }
 
 // outcomes are what each key may be left with by batches that race: by key.
-func (c *crowd) outcomes(t require.TestingT) map[string][]change {
-	all := map[string][]change{}
+func (c *crowd) outcomes(t require.TestingT) map[string][]written {
+	all := map[string][]written{}
 	for _, batches := range c.batches {
 		for _, b := range batches {
-			o := &outcome{last: map[string]change{}}
+			o := &lastOfBatch{last: map[string]written{}}
 			require.NoError(t, b.Replay(o))
 			for key, change := range o.last {
 				all[key] = append(all[key], change)
@@ -359,14 +359,14 @@ func (s *simulation) wrote(n *node, before map[string]replicator.Row, c *crowd) 
 		if n.version(key) != version {
 			continue // a merge came in between
 		}
-		left := change{key, value, version.Deleted}
+		left := written{key, value, version.Deleted}
 		require.Contains(s.t, possible, left, "%s after a write", n.name)
 		s.made(version.Stamp, left)
 	}
 }
 
 // made notes which change was given a stamp. No other one may have it.
-func (o *oracle) made(stamp replicator.Stamp, c change) {
+func (o *oracle) made(stamp replicator.Stamp, c written) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	other, taken := o.changes[stamp]
@@ -507,7 +507,7 @@ func (s *simulation) verify() {
 			value, has := state.values[key]
 			require.Equal(s.t, version.Deleted, !has, "%s at %s: %v", key, n.name, version)
 			if c, known := s.changes[version.Stamp]; known {
-				require.Equal(s.t, c, change{key, value, version.Deleted}, "what %s has at %v", n.name, version)
+				require.Equal(s.t, c, written{key, value, version.Deleted}, "what %s has at %v", n.name, version)
 			}
 		}
 	}

@@ -445,6 +445,11 @@ func (c *cluster) converge() {
 		}
 		time.Sleep(time.Second)
 	}
+	c.disagree(last)
+}
+
+// disagree fails, and tells how far each node is.
+func (c *cluster) disagree(last error) {
 	var report strings.Builder
 	for _, n := range c.nodes {
 		status, state := n.r.Status(), n.state()

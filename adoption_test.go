@@ -6,7 +6,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/level-replicator/replicator"
 	"github.com/level-replicator/replicator/internal/simtest"

@@ -215,7 +215,7 @@ func TestCheckpointedScans(t *testing.T) {
 		}
 		c.cutAt(30_000)
 		c.net.Heal()
-		for step := 0; step < 30 || step < 200 && (finished["full"] == 0 || finished["log"] == 0); step++ {
+		for step := 0; step < 30 || step < 200 && (finished["full"] == 0 || finished["log"] == 0 || resumed < 5); step++ {
 			before := source.index()
 			err := n.sync()
 			watch(n.cursor(source))

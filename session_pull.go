@@ -124,31 +124,47 @@ func (u *puller) arrive(p *page) (cursor, error) {
 
 // merge merges a page, with its progress in the batch of the last entries.
 func (u *puller) merge(p *page, next cursor) error {
+	c, err := u.examine(p)
+	if err != nil {
+		return err
+	}
+	return u.s.store.merge(c, &u.blind, u.progress(p, next))
+}
+
+// examine compares the entries of a page to what is here, and gets the values that
+// are missing.
+func (u *puller) examine(p *page) (*candidates, error) {
 	s := u.s
 	s.recordsIn.Add(int64(len(p.entries)))
 	if err := s.learn(); err != nil {
-		return err
+		return nil, err
 	}
 	for i := range p.entries {
 		if e := &p.entries[i]; s.store.isImage(e.Stamp) {
-			return s.y.suspectImage()
+			return nil, s.y.suspectImage()
 		}
 	}
 	c, err := s.store.examine(p.entries, &u.blind)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if missing := c.missing(); len(missing) > 0 {
 		if err := u.fetch(p.entries, missing); err != nil {
-			return err
+			return nil, err
 		}
 		if c, err = s.store.examine(withoutIndices(p.entries, missing), &u.blind); err != nil {
-			return err
+			return nil, err
 		}
 		if len(c.missing()) > 0 {
-			return fmt.Errorf("%w: page: an entry came to win while others were fetched", ErrProtocol)
+			return nil, fmt.Errorf("%w: page: an entry came to win while others were fetched", ErrProtocol)
 		}
 	}
+	return c, nil
+}
+
+// progress returns what a page brings beside its entries.
+func (u *puller) progress(p *page, next cursor) *progress {
+	s := u.s
 	progress := &progress{id: s.hello.id, record: s.record, next: next, stay: u.incomplete || p.ahead, witness: p.vector}
 	if next.caughtUp() && !progress.stay {
 		progress.join = p.vector
@@ -156,7 +172,7 @@ func (u *puller) merge(p *page, next cursor) error {
 			progress.join = u.vector
 		}
 	}
-	return s.store.merge(c, &u.blind, progress)
+	return progress
 }
 
 // learn makes known, and durable, what the peer told of adoptions.

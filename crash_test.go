@@ -193,7 +193,7 @@ func (im *image) checkClock(t *testing.T, r *replicator.Replicator, loss string)
 	if im.recovering { // from a power cut before
 		most = max(most, im.greatest+underWay) + block
 	}
-	if got := r.Status().Clock; got != 1 || least != 0 { // it is 1 if adoption was fast
+	if got := r.Status().Clock; got > 2 || least > 1 { // it is up to 2 if adoption was fast: it takes a stamp when it is done
 		require.True(t, least <= got && got <= most, "the clock is %d, not from %d to %d", got, least, most)
 	}
 }

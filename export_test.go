@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/syndtr/goleveldb/leveldb"
 )
@@ -14,6 +15,12 @@ var Update = update
 // WithBootID returns the options with a boot id of the test's choice.
 func WithBootID(o Options, id string) *Options {
 	o.bootID = func() string { return id }
+	return &o
+}
+
+// WithDurable returns the options with the time after which everything is made durable.
+func WithDurable(o Options, every time.Duration) *Options {
+	o.durableEvery = every
 	return &o
 }
 
@@ -295,4 +302,83 @@ func Connections(r *Replicator) (n int) {
 		n += of
 	}
 	return n
+}
+
+// PageServer makes the pages that a session sends.
+type PageServer struct {
+	server  *server
+	entries entryWriter
+}
+
+// NewPageServer serves a peer that knows nothing.
+func NewPageServer(r *Replicator) *PageServer {
+	return &PageServer{server: newServer(r.store), entries: entryWriter{epoch: r.store.origin()}}
+}
+
+// Recent makes the page of the records after a sequence, and returns the number of its
+// entries.
+func (s *PageServer) Recent(after uint64) (entries int, err error) {
+	_, history := s.server.d.position()
+	_, entries, err = s.serve(cursor{checkpoint: history.label(after), joined: true})
+	return entries, err
+}
+
+// KeyOrder makes the page of the keys behind a key. It returns the last key that the
+// page covers, or nil if no keys are left behind it.
+func (s *PageServer) KeyOrder(behind []byte) (last []byte, entries int, err error) {
+	var c cursor
+	if behind != nil {
+		head, history := s.server.d.position()
+		c = cursor{scan: scanKeys, key: behind, upper: history.label(head)}
+	}
+	p, entries, err := s.serve(c)
+	if p.last {
+		return nil, entries, err
+	}
+	return p.key, entries, err
+}
+
+func (s *PageServer) serve(c cursor) (page, int, error) {
+	a, err := s.server.answer(&pull{cursor: c}, 0, false, &s.entries)
+	s.entries.page(&a.page, a.entries)
+	return a.page, a.entries, err
+}
+
+// PageMerger merges pages of one size. It reuses their memory.
+type PageMerger struct {
+	d       *store
+	entries []entry
+}
+
+// NewPageMerger makes pages of a number of entries with one value.
+func NewPageMerger(r *Replicator, entries int, value []byte) *PageMerger {
+	m := &PageMerger{d: r.store, entries: make([]entry, entries)}
+	for i := range m.entries {
+		m.entries[i].value = value
+	}
+	return m
+}
+
+// Set makes an entry of the page a put with the given stamp. Keys must ascend.
+func (m *PageMerger) Set(i int, key []byte, stamp Stamp) {
+	e := &m.entries[i]
+	e.key, e.Version = append(e.key[:0], key...), Version{Stamp: stamp}
+}
+
+// Merge merges the page, and returns how many of its entries won.
+func (m *PageMerger) Merge() (won int, err error) {
+	var blind blindness
+	c, err := m.d.examine(m.entries, &blind)
+	if err != nil {
+		return 0, err
+	}
+	if err = m.d.merge(c, &blind, nil); err != nil {
+		return 0, err
+	}
+	for _, wins := range c.wins {
+		if wins {
+			won++
+		}
+	}
+	return won, nil
 }

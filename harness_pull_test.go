@@ -66,13 +66,15 @@ func covered(cursor replicator.Cursor, peer, here map[string]replicator.Row) err
 // pageSize is how many records come in one page at most.
 const pageSize = 500
 
-// halfway lets n1 pull from n0, in a scan of several pages, during which the keys
-// that are to come last move up the log. It freezes the network at the end of the
-// scan: n1 has a checkpoint, does not have the keys, and knows that more is to
-// come. It returns what SyncNow, called before that, will return.
+// halfway lets n1 pull from n0, in a scan of several pages. After the first page the
+// keys that are to come last move up the log, and the connection breaks: the scan goes
+// on with another snapshot. At its end the network freezes. Then n1 has a checkpoint,
+// does not have the keys, and knows that more is to come. halfway returns what SyncNow,
+// called before that, will return.
 func halfway(c *cluster) (synced chan error, moved int) {
 	const base, keys = 10, 4*pageSize - 100
 	source, n := c.nodes[0], c.nodes[1]
+	c.fromDisk()
 	c.open()
 	source.fill("base", 0, base, 0)
 	c.converge()
@@ -94,12 +96,15 @@ func halfway(c *cluster) (synced chan error, moved int) {
 					panic(err)
 				}
 			}
+			c.net.Partition([]string{"n1"})
 		case head == start+2*pageSize && stage.CompareAndSwap(1, 2):
 			synctest.Wait() // the last page has arrived, the one after it is not asked for
 			c.net.Freeze("n0", "n1")
 		}
 		return nil
 	})
+	c.net.Heal()
+	time.Sleep(time.Second)
 	synced = make(chan error, 1)
 	c.net.Heal()
 	go func() {
@@ -107,7 +112,7 @@ func halfway(c *cluster) (synced chan error, moved int) {
 		defer cancel()
 		synced <- n.r.SyncNow(ctx)
 	}()
-	time.Sleep(100 * time.Millisecond) // not synctest.Wait, which one goroutine may call at a time
+	time.Sleep(3 * time.Second) // not synctest.Wait, which one goroutine may call at a time
 	n.disk.SetFault(nil)
 	require.EqualValues(c.t, 2, stage.Load())
 	return synced, moved

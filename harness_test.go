@@ -145,6 +145,8 @@ type cluster struct {
 	boots   int
 	// paging changes the options of all nodes.
 	paging func(replicator.Options) *replicator.Options
+	// durableEvery is how often the nodes make everything durable; 0: the default.
+	durableEvery time.Duration
 }
 
 // node is one server: its host name is also its address.
@@ -174,6 +176,15 @@ func newCluster(t testing.TB, seed int64, nodes int) *cluster {
 			// So small that journals and tables come and go.
 			ldb: opt.Options{WriteBuffer: 64 << 10, DisableLargeBatchTransaction: true},
 		})
+	}
+	return c
+}
+
+// fromDisk has the nodes keep no backlog: every pull is a scan.
+func (c *cluster) fromDisk() *cluster {
+	c.paging = func(o replicator.Options) *replicator.Options {
+		o.BacklogBytes = 1
+		return &o
 	}
 	return c
 }
@@ -237,6 +248,7 @@ func (n *node) options() *replicator.Options {
 	for _, p := range n.peers {
 		o.Peers[p] = nil
 	}
+	o = *replicator.WithDurable(o, n.c.durableEvery)
 	return n.c.paging(*replicator.WithBootID(o, fmt.Sprint("boot ", n.boot)))
 }
 

@@ -91,11 +91,13 @@ func (s *simulation) build() {
 func (s *simulation) page() {
 	entries := []int{1, 2, 3, 5, 500}[s.rng.IntN(5)]
 	oneIn := []int64{1, 2, 5, 1 << 62}[s.rng.IntN(4)]
+	backlog := []int{0, 0, 1, 2000}[s.rng.IntN(4)]
 	var pages atomic.Int64
 	s.paging = func(o replicator.Options) *replicator.Options {
+		o.BacklogBytes = backlog
 		return replicator.WithPages(o, entries, func() bool { return pages.Add(1)%oneIn == 0 })
 	}
-	s.trace("pages of %d, one in %d goes on in key order", entries, oneIn)
+	s.trace("pages of %d, one in %d goes on in key order, a backlog of %d bytes", entries, oneIn, backlog)
 }
 
 func (s *simulation) trace(format string, args ...any) {

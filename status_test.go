@@ -38,6 +38,7 @@ func TestStatusAfterSync(t *testing.T) {
 // TestStatusUnknown: what is not known is nil, and null in JSON, not 0.
 func TestStatusUnknown(t *testing.T) {
 	inSeeded(t, 1, 2, func(t *testing.T, c *cluster) {
+		c.durableEvery = time.Second
 		c.nodes[0].peers = []string{"nobody", "n1", "n0", "n1#second"}
 		c.open()
 		a := c.nodes[0]

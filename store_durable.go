@@ -143,6 +143,11 @@ func (d *store) makeDurable() error {
 	}
 	var point durablePoint
 	err := d.enter(true, func(x *section) error {
+		for id, record := range d.allPeers() {
+			if record.isUnsaved() {
+				record.save(x, id, func(*peerRecord) {})
+			}
+		}
 		point = d.capture(x, *d.adopter.progress.Load())
 		if err := d.commits.flush(); err != nil {
 			return err

@@ -111,6 +111,8 @@ func (d *store) lookupEntry(c *candidates, i int, index *finder) error {
 	}
 	here := &c.local[i]
 	switch {
+	case here.found && here.Version == e.Version && !e.Deleted && !e.absent && !e.adopted():
+		c.wins[i], err = d.outranks(e)
 	case here.found:
 		c.wins[i] = e.Version.Compare(here.Version) > 0
 	case e.Deleted:
@@ -118,7 +120,21 @@ func (d *store) lookupEntry(c *candidates, i int, index *finder) error {
 	default:
 		c.wins[i] = true
 	}
-	return nil
+	return err
+}
+
+// outranks reports whether an entry replaces the value of the same version that is here.
+// The two differ only if a machine was resumed from an image, or a value was changed
+// around its Replicator. Then the greater hash wins, so that replicas end up equal.
+func (d *store) outranks(e *entry) (bool, error) {
+	value, err := d.Get(e.key, nil)
+	if err == leveldb.ErrNotFound {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up key %.64q: %w", e.key, err)
+	}
+	return !bytes.Equal(e.value, value) && valueHash(e.value) > valueHash(value), nil
 }
 
 // lookupUnadopted treats a key that adoption has yet to take in as if it had.

@@ -1,0 +1,440 @@
+//go:build unix
+
+package replicator_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/level-replicator/replicator"
+	"github.com/stretchr/testify/require"
+	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/storage"
+)
+
+// replica is a Replicator on disk, with the handle that it wraps.
+type replica struct {
+	*replicator.Replicator
+	db  *leveldb.DB
+	dir string
+}
+
+func newReplica(b *testing.B) *replica { return openReplica(b, tempDir(b)) }
+
+func openReplica(b *testing.B, dir string) *replica { return newReplicaOf(b, openDB(b, dir), dir) }
+
+func newReplicaOf(b *testing.B, db *leveldb.DB, dir string) *replica {
+	r, err := replicator.Open(db, &replicator.Options{Listen: "127.0.0.1:0"})
+	require.NoError(b, err)
+	return &replica{r, db, dir}
+}
+
+func (a *replica) close(b *testing.B) {
+	require.NoError(b, a.Close())
+	require.NoError(b, a.db.Close())
+}
+
+func (a *replica) remove(b *testing.B) {
+	a.close(b)
+	require.NoError(b, os.RemoveAll(a.dir))
+}
+
+// fill writes entries, in batches.
+func (a *replica) fill(b *testing.B, order []int) {
+	store{add: (*leveldb.Batch).Put, write: a.Write}.fill(b, order, 1000)
+}
+
+// pull makes a replica dial another, and returns when it has merged all that
+// the other holds.
+func (a *replica) pull(b *testing.B, from *replica) {
+	require.NoError(b, a.AddPeer(from.Addr().String(), nil))
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	require.NoError(b, a.SyncNow(ctx))
+}
+
+// part undoes pull, and returns when the other side has noticed.
+func (a *replica) part(b *testing.B, from *replica) {
+	require.NoError(b, a.RemovePeer(from.Addr().String()))
+	for len(from.Status().Peers) > 0 {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// traffic sums up what the replica and its peers have sent each other.
+func (a *replica) traffic() (t replicator.PeerStatus) {
+	for _, p := range a.Status().Peers {
+		t.BytesIn += p.BytesIn
+		t.BytesOut += p.BytesOut
+		t.RecordsIn += p.RecordsIn
+	}
+	return t
+}
+
+// settle waits until leveldb has nothing left to compact.
+func settle(b *testing.B, replicas ...*replica) {
+	for _, a := range replicas {
+		var before, now leveldb.DBStats
+		for same := 0; same < 10; same++ {
+			time.Sleep(50 * time.Millisecond)
+			require.NoError(b, a.db.Stats(&now))
+			if now.IOWrite != before.IOWrite || now.IORead != before.IORead {
+				same = 0
+			}
+			before = now
+		}
+	}
+}
+
+func benchFirstSync(b *testing.B) {
+	n := *entries
+	straight := rate(b, n, straightStore, func(s store) { s.fill(b, ascending(0, n), 1000) })
+	for _, c := range []struct {
+		name       string
+		order      []int
+		ofStraight float64
+	}{
+		{"first sync, written in key order", ascending(0, n), 0.8},
+		{"first sync, written in random order", shuffled(0, n), 0.6},
+	} {
+		if !wanted(c.name) {
+			continue
+		}
+		a := newReplica(b)
+		a.fill(b, c.order)
+		settle(b, a)
+		m := medians(3, straight, func() float64 {
+			z := newReplica(b)
+			defer z.remove(b)
+			start := time.Now()
+			z.pull(b, a)
+			elapsed := time.Since(start)
+			require.EqualValues(b, n, z.Status().Head)
+			return float64(n) / elapsed.Seconds()
+		})
+		report(b, figure{name: c.name, ours: m[1], unit: "entries/s", other: m[0], than: "straight", atLeast: c.ofStraight})
+		if c.ofStraight == 0.8 {
+			report(b, figure{name: c.name, ours: m[1], unit: "entries/s", other: 250_000, than: "limit", atLeast: 1})
+		}
+		a.remove(b)
+	}
+}
+
+func benchCatchUp(b *testing.B) {
+	const rounds = 3
+	missed := *entries / 5
+	total := *entries + (rounds-1)*missed // the first round ends with entries
+	for _, c := range []struct {
+		name       string
+		order      []int
+		ofStraight float64
+	}{
+		{"catch-up by log, written in key order", ascending(0, total), 0.5},
+		{"catch-up by log, written in random order", shuffled(0, total), 0},
+	} {
+		if !wanted(c.name) {
+			continue
+		}
+		a, z := newReplica(b), newReplica(b)
+		db := openDB(b, tempDir(b))
+		s := straightStore(b, db)
+		known := *entries - missed
+		a.fill(b, c.order[:known])
+		s.fill(b, c.order[:known], 1000)
+		z.pull(b, a)
+		next := c.order[known:]
+		settle(b, a, z, &replica{db: db})
+		var straight, ours []float64
+		for range rounds {
+			z.part(b, a)
+			a.fill(b, next[:missed])
+			settle(b, a)
+			start := time.Now()
+			z.pull(b, a)
+			ours = append(ours, float64(missed)/time.Since(start).Seconds())
+			settle(b, z)
+			start = time.Now()
+			s.fill(b, next[:missed], 1000)
+			straight = append(straight, float64(missed)/time.Since(start).Seconds())
+			settle(b, &replica{db: db})
+			next = next[missed:]
+		}
+		require.EqualValues(b, total, z.Status().Head)
+		require.NoError(b, db.Close())
+		a.remove(b)
+		z.remove(b)
+		report(b, figure{
+			name: c.name, ours: quantile(ours, 0.5), unit: "entries/s",
+			other: quantile(straight, 0.5), than: "straight", atLeast: c.ofStraight,
+		})
+	}
+}
+
+func benchDelta(b *testing.B) {
+	const duration, volume = "time for 100 changed keys", "bytes for 100 changed keys"
+	if !wanted(duration, volume) {
+		return
+	}
+	const small, changed, rounds = 10_000, 100, 5
+	var bytes [2][]float64
+	var delta [2]func() float64
+	for i, size := range []int{small, *entries} {
+		keys := shuffled(0, size)
+		a, z := newReplica(b), newReplica(b)
+		defer a.close(b)
+		defer z.close(b)
+		a.fill(b, ascending(0, size))
+		z.pull(b, a)
+		settle(b, a, z)
+		delta[i] = func() float64 {
+			before := z.traffic()
+			z.part(b, a)
+			a.fill(b, keys[:changed])
+			keys = keys[changed:]
+			start := time.Now()
+			z.pull(b, a)
+			elapsed := time.Since(start)
+			time.Sleep(time.Second) // the acknowledgement counts
+			after := z.traffic()
+			bytes[i] = append(bytes[i], float64(after.BytesIn+after.BytesOut-before.BytesIn-before.BytesOut))
+			return float64(elapsed.Microseconds()) / 1000
+		}
+	}
+	m := medians(rounds, delta[:]...)
+	than := "of 10,000 keys"
+	report(b, figure{name: duration, ours: m[1], unit: "ms", other: m[0], than: than, atMost: 1.5})
+	report(b, figure{name: volume, ours: quantile(bytes[1], 0.5), unit: "bytes",
+		other: quantile(bytes[0], 0.5), than: than, atMost: 1.5})
+}
+
+func benchLatency(b *testing.B) {
+	const p50, p99 = "put to readable, p50", "put to readable, p99"
+	const loadedP50, theLoad = "put to readable under load, p50", "the load"
+	if !wanted(p50, p99, loadedP50, theLoad) {
+		return
+	}
+	samples := min(5000, *entries/20)
+	dir := tempDir(b)
+	files, err := storage.OpenFile(dir, false)
+	require.NoError(b, err)
+	defer files.Close()
+	wrote := make(chan struct{}, 1)
+	db, err := leveldb.Open(tellingStorage{files, wrote}, ldbOptions)
+	require.NoError(b, err)
+	a, z := newReplica(b), newReplicaOf(b, db, dir)
+	defer a.close(b)
+	defer z.close(b)
+	z.pull(b, a)
+	if wanted(p50, p99) {
+		echo := quantile(echoRoundTrips(b, samples, 0), 0.5)
+		paced := quantile(echoRoundTrips(b, samples, time.Millisecond), 0.5)
+		quiet := latencies(b, a, z, wrote, samples, 0)
+		half, most := quantile(quiet, 0.5), quantile(quiet, 0.99)
+		report(b, figure{name: p50, ours: half, unit: "µs", other: echo, than: "TCP echo", atMost: 3})
+		report(b, figure{name: p50, ours: half, unit: "µs", other: paced, than: "TCP echo, one each ms"})
+		report(b, figure{name: p50, ours: half, unit: "µs", other: 100, than: "limit", atMost: 1})
+		report(b, figure{name: p99, ours: most, unit: "µs", other: 1000, than: "limit", atMost: 1})
+	}
+	if !wanted(loadedP50, theLoad) {
+		return
+	}
+	const load = 20_000
+	stop, done := make(chan struct{}), make(chan float64)
+	go func() { done <- putSteadily(b, a, load, stop) }()
+	time.Sleep(500 * time.Millisecond)
+	loaded := latencies(b, a, z, wrote, samples, samples)
+	close(stop)
+	reached := <-done
+	report(b, figure{name: loadedP50, ours: quantile(loaded, 0.5), unit: "µs", other: 2000, than: "limit", atMost: 1})
+	report(b, figure{name: theLoad, ours: reached, unit: "puts/s", other: load, than: "wanted", atLeast: 0.98})
+}
+
+// latencies puts a key each millisecond on one replica, and returns the
+// microseconds after which it could be read on the other. It gives up early if
+// the other can't keep up.
+func latencies(b *testing.B, a, z *replica, wrote chan struct{}, samples, first int) (µs []float64) {
+	const patience = 30 * time.Second
+	began := time.Now()
+	for i := first; i < first+samples && time.Since(began) < patience; i++ {
+		key := appendKey(nil, i)
+		select {
+		case <-wrote:
+		default:
+		}
+		start := time.Now()
+		if err := a.Put(key, testValue(i, valueSize), nil); err != nil {
+			b.Fatal(err)
+		}
+		for found := false; !found && time.Since(began) < patience; found = z.has(b, key) {
+			select {
+			case <-wrote:
+			case <-time.After(time.Millisecond):
+			}
+		}
+		elapsed := time.Since(start)
+		µs = append(µs, float64(elapsed.Nanoseconds())/1000)
+		time.Sleep(time.Millisecond - elapsed)
+	}
+	return µs
+}
+
+// tellingStorage tells when leveldb writes to its journal, right before what is
+// written can be read. So whoever waits for a key need not poll all the time,
+// and take one of two cores from the replicas.
+type tellingStorage struct {
+	storage.Storage
+	wrote chan struct{}
+}
+
+func (t tellingStorage) Create(fd storage.FileDesc) (storage.Writer, error) {
+	w, err := t.Storage.Create(fd)
+	if err == nil && fd.Type == storage.TypeJournal {
+		w = tellingWriter{w, t.wrote}
+	}
+	return w, err
+}
+
+type tellingWriter struct {
+	storage.Writer
+	wrote chan struct{}
+}
+
+func (w tellingWriter) Write(p []byte) (int, error) {
+	n, err := w.Writer.Write(p)
+	select {
+	case w.wrote <- struct{}{}:
+	default:
+	}
+	return n, err
+}
+
+// has polls for a key for a short time, and reports whether it came.
+func (a *replica) has(b *testing.B, key []byte) bool {
+	const short, interval = 50 * time.Microsecond, 5 * time.Microsecond
+	for start := time.Now(); time.Since(start) < short; {
+		_, err := a.Get(key, nil)
+		if err != leveldb.ErrNotFound {
+			if err != nil {
+				b.Fatal(err)
+			}
+			return true
+		}
+		for asked := time.Now(); time.Since(asked) < interval; {
+			runtime.Gosched()
+		}
+	}
+	return false
+}
+
+// putSteadily puts other keys until stopped, and returns how many a second.
+func putSteadily(b *testing.B, a *replica, perSecond int, stop <-chan struct{}) float64 {
+	const other = 1 << 30 // above the keys of latencies
+	start := time.Now()
+	for n := 0; ; {
+		select {
+		case <-stop:
+			return float64(n) / time.Since(start).Seconds()
+		case <-time.After(100 * time.Microsecond):
+		}
+		for due := int(time.Since(start).Seconds() * float64(perSecond)); n < due; n++ {
+			if err := a.Put(appendKey(nil, other+n), testValue(n, valueSize), nil); err != nil {
+				b.Error(err)
+			}
+		}
+	}
+}
+
+// echoRoundTrips returns the microseconds that small messages take over
+// loopback TCP to a goroutine that sends them back, and home.
+func echoRoundTrips(b *testing.B, samples int, pause time.Duration) (µs []float64) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(b, err)
+	defer l.Close()
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		message := make([]byte, valueSize)
+		for err == nil {
+			if _, err = io.ReadFull(c, message); err == nil {
+				_, err = c.Write(message)
+			}
+		}
+	}()
+	c, err := net.Dial("tcp", l.Addr().String())
+	require.NoError(b, err)
+	defer c.Close()
+	message := make([]byte, valueSize)
+	for range samples {
+		start := time.Now()
+		_, err := c.Write(message)
+		require.NoError(b, err)
+		_, err = io.ReadFull(c, message)
+		require.NoError(b, err)
+		µs = append(µs, float64(time.Since(start).Nanoseconds())/1000)
+		time.Sleep(pause)
+	}
+	return µs
+}
+
+func benchTraffic(b *testing.B) {
+	for _, c := range []struct {
+		name   string
+		size   int
+		atMost float64
+	}{
+		{"bytes received in a mesh of three, values of 4 KiB", 4 << 10, 1.1},
+		{"bytes received in a mesh of three, values of 100 bytes", 100, 2.5},
+	} {
+		if wanted(c.name) {
+			in, _, payload := spread(b, 3, c.size)
+			report(b, figure{name: c.name, ours: in[1] + in[2], unit: "bytes", other: 2 * payload, than: "payload", atMost: c.atMost})
+		}
+	}
+	const bytesBack, recordsBack = "bytes that come back between two", "records that come back between two"
+	if wanted(bytesBack, recordsBack) {
+		in, records, payload := spread(b, 2, 100)
+		report(b, figure{name: bytesBack, ours: in[0], unit: "bytes", other: payload, than: "payload"})
+		report(b, figure{name: recordsBack, ours: records[0], unit: "records", other: 10_000, than: "sent", atMost: 0.5 / 10_000})
+	}
+}
+
+// spread writes 10,000 entries on the first replica of a mesh, and returns what
+// each replica received until all was quiet.
+func spread(b *testing.B, replicas, size int) (bytes, records []float64, payload float64) {
+	const n = 10_000
+	mesh := make([]*replica, replicas)
+	for i := range mesh {
+		mesh[i] = newReplica(b)
+		defer mesh[i].close(b)
+		for _, other := range mesh[:i] {
+			mesh[i].pull(b, other)
+		}
+	}
+	time.Sleep(time.Second) // the acknowledgements are through
+	var before []replicator.PeerStatus
+	for _, a := range mesh {
+		before = append(before, a.traffic())
+	}
+	for i := range n {
+		key, value := appendKey(nil, i), testValue(i, size)
+		require.NoError(b, mesh[0].Put(key, value, nil))
+		payload += float64(len(key) + len(value))
+	}
+	time.Sleep(3 * time.Second)
+	for i, a := range mesh {
+		_, err := a.Get(appendKey(nil, n-1), nil)
+		require.NoError(b, err)
+		after := a.traffic()
+		bytes = append(bytes, float64(after.BytesIn-before[i].BytesIn))
+		records = append(records, float64(after.RecordsIn-before[i].RecordsIn))
+	}
+	return bytes, records, payload
+}

@@ -105,7 +105,6 @@ func (w *modelReplay) Delete(key []byte) {
 // a power cut could take.
 type modelDisk struct {
 	modelRows
-	before  modelRows    // the last write
 	durable modelRows    // as of the last flush
 	since   []modelWrite // the writes since then
 	watched bool         // durable and since are kept
@@ -127,7 +126,6 @@ func (d *modelDisk) write(b *leveldb.Batch, sync bool) error {
 }
 
 func (d *modelDisk) do(w modelWrite) {
-	d.before = d.modelRows
 	d.modelRows = d.with(w)
 	if d.watched {
 		d.since = append(d.since, w)
@@ -142,41 +140,12 @@ func (d *modelDisk) flush(row []byte) error {
 	return nil
 }
 
-func (d *modelDisk) snapshot() (snapshot, error)        { return d.modelRows, nil }
+func (d *modelDisk) snapshot() (snapshot, error)           { return d.modelRows, nil }
 func (d *modelDisk) size(slice *util.Range) (int64, error) { return 0, nil }
-func (d *modelDisk) settle()                            {}
-func (d *modelDisk) isLost() bool                       { return false }
+func (d *modelDisk) settle()                               {}
+func (d *modelDisk) isLost() bool                          { return false }
 
-// rename replaces bytes that were drawn at random in the last write.
-func (d *modelDisk) rename(drawn, wanted []byte) {
-	last := modelWrite{changes: d.changesOfLast()}
-	for i := range last.changes {
-		ch := &last.changes[i]
-		ch.key, ch.value = bytes.ReplaceAll(ch.key, drawn, wanted), bytes.ReplaceAll(ch.value, drawn, wanted)
-	}
-	d.modelRows = d.before.with(last)
-	if d.watched {
-		d.since = slices.Clone(d.since)
-		d.since[len(d.since)-1].changes = last.changes
-	}
-}
-
-// changesOfLast returns what the last write has put.
-func (d *modelDisk) changesOfLast() (changes []modelChange) {
-	for _, row := range d.modelRows {
-		if value, err := d.before.Get(row.key, nil); err != nil || !bytes.Equal(value, row.value) {
-			changes = append(changes, modelChange{row, false})
-		}
-	}
-	for _, row := range d.before {
-		if _, err := d.modelRows.Get(row.key, nil); err != nil {
-			changes = append(changes, modelChange{row, true})
-		}
-	}
-	return changes
-}
-
-// lossy is what a power cut may take: the writes from one to another, and all from a
+// modelLoss is what a power cut may take: the writes from one to another, and all from a
 // third on. That is what journals can lose: the end of the one that was rotated away,
 // of which nothing need be synced, and the end of the last one.
 type modelLoss struct{ from, to, end int }

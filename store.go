@@ -51,8 +51,17 @@ type storeSettings struct {
 	bootID       string
 	backlog      int // bytes
 	durableEvery time.Duration
-	pageEntries  int         // maximum number of entries in a page
-	rescan       func() bool // for tests: decides whether a long log scan becomes a scan in key order
+	pageEntries  int           // maximum number of entries in a page
+	rescan       func() bool   // for tests: decides whether a long log scan becomes a scan in key order
+	origins      func() Origin // for tests: takes the place of newOrigin
+}
+
+// drawOrigin names a new epoch.
+func (s *storeSettings) drawOrigin() Origin {
+	if s.origins != nil {
+		return s.origins()
+	}
+	return newOrigin()
 }
 
 // openStore opens the store of a database and starts its background work.

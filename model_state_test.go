@@ -100,6 +100,7 @@ const (
 	stepDelete
 	stepRead     // of a page, by a, from b; if c is 0, what can be held back is
 	stepRelay    // the same, of all
+	stepPull     // the same, and merging the pages up to the last at once
 	stepPrefetch // the page behind one that is not merged
 	stepMerge
 	stepFlush
@@ -113,14 +114,14 @@ const (
 	stepLose
 )
 
-var modelSteps = [...]string{"write", "delete", "read", "read all", "prefetch", "merge", "flush", "restart", "close and open", "cut the power of",
+var modelSteps = [...]string{"write", "delete", "read", "read all", "pull", "prefetch", "merge", "flush", "restart", "close and open", "cut the power of",
 	"back up", "restore", "clone", "break", "lose the snapshot of"}
 
 func (s modelStep) String() string {
 	switch s.kind {
 	case stepWrite, stepDelete:
 		return fmt.Sprintf("%s k%d at %d", modelSteps[s.kind], s.b, s.a)
-	case stepRead, stepRelay, stepPrefetch, stepMerge, stepBreak, stepLose:
+	case stepRead, stepRelay, stepPull, stepPrefetch, stepMerge, stepBreak, stepLose:
 		return fmt.Sprintf("%s %d<-%d", modelSteps[s.kind], s.a, s.b)
 	}
 	return fmt.Sprintf("%s %d (%d, %d)", modelSteps[s.kind], s.a, s.b, s.c)
@@ -458,6 +459,17 @@ func (s *modelState) take(step modelStep) (done bool, err error) {
 		return s.read(i, j, 0)
 	case stepRelay:
 		return s.read(i, j, 1<<62)
+	case stepPull:
+		for ok := true; ok; {
+			if ok, err = s.read(i, j, 1<<62); !ok || err != nil {
+				break
+			}
+			ok = s.pulls[i][j].next.scan != scanNone
+			if done, err = s.merge(i, j); err != nil {
+				break
+			}
+		}
+		return done, err
 	case stepPrefetch:
 		return s.prefetch(i, j)
 	case stepMerge:
@@ -557,6 +569,7 @@ func (s *modelState) steps() (all []modelStep) {
 			if s.pulls[i][j].page == nil {
 				add(1, stepRead, i, j, 0)
 				add(1, stepRelay, i, j, 0)
+				add(1, stepPull, i, j, 0)
 			} else {
 				add(1, stepMerge, i, j, 0)
 				add(1, stepPrefetch, i, j, 0)

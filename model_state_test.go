@@ -2,7 +2,6 @@ package replicator
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"fmt"
 	"hash/maphash"
@@ -19,7 +18,7 @@ import (
 
 const (
 	modelReplicas = 3
-	modelFar      = 1000 * time.Hour
+	modelFar      = 1000 * time.Hour // more than a check takes
 )
 
 // modelConfig is what may happen, and how often.
@@ -27,12 +26,16 @@ type modelConfig struct {
 	name    string
 	base    int  // keys that all replicas have from the beginning
 	young   bool // the last replica has nothing, and has met nobody
+	two     bool // there is no third replica
+	saved   bool // there is a backup of the first replica
+	ahead   int  // changes of the first replica that are durable there, and unknown to the others
 	chain   bool // the first and the last replica have no link
 	keys    int
 	backlog int  // bytes
 	page    int  // entries
 	byKey   bool // long scans of the log go on in key order
-	depth   int
+	depth   int  // every day
+	sparse  bool // of the states behind two steps, only some are healed
 
 	writes, deletes, flushes, restarts, closes, cuts, backups, restores, clones, breaks, losses uint8
 	faults                                                                                      uint8 // of restarts to losses, together
@@ -251,9 +254,6 @@ func (s *modelState) server(j int, l *modelPull) *server {
 func (l *modelPull) keep(v *server) {
 	l.ahead, l.peer, l.scan = v.ahead, v.peer, v.scan
 	if scan := v.scan; scan != nil {
-		for _, it := range []interface{ Release() }{scan.log, scan.index, scan.data} {
-			_ = it // arrays: nothing to release
-		}
 		scan.log, scan.index, scan.data, scan.placed = nil, nil, nil, false
 	}
 }
@@ -312,6 +312,9 @@ func (s *modelState) tell(i, j int, all bool) error {
 	news, head := d.known.since(l.told)
 	l.told = head
 	session := s.session(j, i)
+	if slices.ContainsFunc(news, s.r[j].d.isImage) {
+		return fmt.Errorf("%d tells %v, which %d has not made", i, news, j)
+	}
 	err := session.hears(news)
 	l.peer = session.server.peer
 	return err
@@ -349,6 +352,9 @@ func (s *modelState) ask(i, j int, c cursor, told uint64) (*page, error) {
 // arrive takes in a page, up to where it is merged.
 func (s *modelState) arrive(i, j int, p *page) (err error) {
 	s.own(i)
+	if slices.ContainsFunc(p.vector, s.r[i].d.isImage) {
+		return fmt.Errorf("%d tells %v, which %d has not made", j, p.vector, i)
+	}
 	l := s.pull(i, j)
 	u := l.puller
 	u.s = s.session(i, j)
@@ -401,7 +407,7 @@ func (s *modelState) merge(i, j int) (done bool, err error) {
 	}
 	for n := range d.known.backlog.records.len() {
 		if r := d.known.backlog.records.at(n); !r.own {
-			r.at = time.Time{}.Add(1 << 62) // held back until somebody asks for all
+			r.at = time.Now().Add(modelFar) // held back until somebody asks for all
 		}
 	}
 	u.c, u.s = l.next, nil
@@ -460,16 +466,17 @@ func (s *modelState) take(step modelStep) (done bool, err error) {
 	case stepRelay:
 		return s.read(i, j, 1<<62)
 	case stepPull:
-		for ok := true; ok; {
-			if ok, err = s.read(i, j, 1<<62); !ok || err != nil {
-				break
+		for {
+			if s.pulls[i][j].page == nil {
+				if ok, err := s.read(i, j, 1<<62); !ok || err != nil {
+					return done, err
+				}
 			}
-			ok = s.pulls[i][j].next.scan != scanNone
-			if done, err = s.merge(i, j); err != nil {
-				break
+			last := s.pulls[i][j].next.scan == scanNone
+			if done, err = s.merge(i, j); last || err != nil {
+				return done, err
 			}
 		}
-		return done, err
 	case stepPrefetch:
 		return s.prefetch(i, j)
 	case stepMerge:
@@ -556,8 +563,11 @@ func (s *modelState) steps() (all []modelStep) {
 		}
 	}
 	for i := range modelReplicas {
+		if s.r[i] == nil {
+			continue
+		}
 		for j := range modelReplicas {
-			if i == j {
+			if i == j || s.r[j] == nil {
 				continue
 			}
 			for boot := range 2 {
@@ -569,11 +579,11 @@ func (s *modelState) steps() (all []modelStep) {
 			if s.pulls[i][j].page == nil {
 				add(1, stepRead, i, j, 0)
 				add(1, stepRelay, i, j, 0)
-				add(1, stepPull, i, j, 0)
 			} else {
 				add(1, stepMerge, i, j, 0)
 				add(1, stepPrefetch, i, j, 0)
 			}
+			add(1, stepPull, i, j, 0)
 			add(min(n.breaks, n.faults), stepBreak, i, j, 0)
 			add(min(n.losses, n.faults), stepLose, i, j, 0)
 		}
@@ -839,6 +849,9 @@ func (l *modelPull) seal() {
 func (s *modelState) hash() uint64 {
 	h := make(modelHash, 0, 256)
 	for i, r := range s.r {
+		if r == nil {
+			continue
+		}
 		r.seal()
 		sum := r.sum
 		if s.left.cuts > 0 && s.left.faults > 0 {
@@ -850,6 +863,9 @@ func (s *modelState) hash() uint64 {
 				continue
 			}
 			l := s.pulls[i][j]
+			if s.r[j] == nil {
+				continue
+			}
 			l.seal()
 			h.num(l.sum)
 			h.bool(l.puller.blind.on && l.puller.blind.commits == r.d.commits.section.commits)
@@ -898,7 +914,7 @@ func newModel(c modelConfig) (*modelState, error) {
 		}
 	}
 	third := s.r[2]
-	if c.young {
+	if c.young || c.two {
 		s.r[2] = nil
 	}
 	if c.base > 0 {
@@ -906,11 +922,27 @@ func newModel(c modelConfig) (*modelState, error) {
 			return nil, err
 		}
 	}
-	s.r[2] = cmp.Or(s.r[2], third)
+	if c.young {
+		s.r[2] = third
+	}
 	for i := range modelReplicas {
+		if s.r[i] == nil {
+			continue
+		}
 		if err := s.own(i).d.makeDurable(); err != nil {
 			return nil, err
 		}
+	}
+	for k := range c.ahead {
+		if err := s.write(0, k%c.keys, false); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.own(0).d.makeDurable(); err != nil {
+		return nil, err
+	}
+	if c.saved {
+		s.saved = s.r[0]
 	}
 	return s, nil
 }

@@ -51,19 +51,20 @@ func TestModel(t *testing.T) {
 // modelConfigs are what is searched.
 var modelConfigs = []modelConfig{
 	{name: "power cuts", base: 1, keys: 1, backlog: 1 << 20, page: 10, depth: 3, writes: 2, flushes: 1, cuts: 1, restarts: 1, faults: 2},
-	{name: "power cuts, scans", base: 2, keys: 2, page: 1, depth: 3, writes: 2, flushes: 1, cuts: 1, restarts: 1, faults: 2},
-	{name: "restarts and breaks", base: 2, keys: 2, backlog: 1 << 20, page: 1, depth: 3, writes: 2, deletes: 1, restarts: 1, closes: 1, breaks: 1, faults: 2},
-	{name: "restores and clones", base: 1, keys: 1, backlog: 1 << 20, page: 10, depth: 3, writes: 2, deletes: 1, backups: 1, restores: 1, clones: 1, faults: 2},
-	{name: "a young replica", base: 2, keys: 2, young: true, page: 1, depth: 3, writes: 2, breaks: 1, losses: 1, restarts: 1, faults: 2},
-	{name: "a young replica, by key", base: 2, keys: 2, young: true, byKey: true, page: 1, depth: 3, writes: 2, breaks: 1, losses: 1, faults: 2},
-	{name: "a chain", base: 1, keys: 2, chain: true, backlog: 1 << 20, page: 1, depth: 3, writes: 2, deletes: 1, restarts: 1, clones: 1, faults: 1},
+	{name: "power cuts, scans", sparse: true, base: 2, keys: 2, page: 1, depth: 3, writes: 2, flushes: 1, cuts: 1, breaks: 1, faults: 2},
+	{name: "restarts", sparse: true, base: 2, keys: 2, backlog: 1 << 20, page: 1, depth: 3, writes: 2, deletes: 1, restarts: 1, closes: 1, breaks: 1, faults: 2},
+	{name: "restores and clones", sparse: true, base: 1, keys: 1, saved: true, backlog: 1 << 20, page: 10, depth: 3, writes: 2, deletes: 1, restores: 1, clones: 1, faults: 2},
+	{name: "a chain", base: 1, keys: 2, chain: true, backlog: 1 << 20, page: 1, depth: 3, writes: 2, deletes: 1, backups: 1, restores: 1, faults: 1},
+	{name: "a young replica", sparse: true, base: 2, keys: 2, young: true, page: 1, depth: 3, writes: 2, losses: 1, restarts: 1, cuts: 1, faults: 2},
+	{name: "a young end of a chain", base: 2, keys: 2, young: true, chain: true, backlog: 1 << 20, page: 1, depth: 4, writes: 1, breaks: 1, losses: 1, faults: 2},
+	{name: "a young end of a chain, scans", sparse: true, base: 2, keys: 2, young: true, chain: true, byKey: true, page: 1, depth: 4, writes: 1, cuts: 1, losses: 1, faults: 2},
+	{name: "scans of a log", base: 2, keys: 2, ahead: 2, two: true, page: 1, depth: 4, writes: 2, cuts: 1, losses: 1, faults: 2},
+	{name: "a relay", base: 1, keys: 2, chain: true, backlog: 1 << 20, page: 10, depth: 4, writes: 2},
 }
 
-// All states are healed that healAll steps lead to, and one in healEvery behind these.
-const (
-	healAll   = 2
-	healEvery = 4
-)
+// healEvery is how many states there are for one that is healed, where a configuration has
+// too many. What goes wrong for good does so in states behind, too.
+const healEvery = 4
 
 // modelSearch is a search under way. What is yet to be looked behind is kept as the
 // steps that lead there, which takes a thousandth of the memory.
@@ -159,8 +160,8 @@ func (m *modelSearch) expand(path []modelStep) {
 				}
 			}
 		}
-		if len(here) > healAll && sum%healEvery != 0 {
-			continue // what goes wrong for good does so behind it, too
+		if s.left.sparse && len(here) > 2 && sum%healEvery != 0 {
+			continue
 		}
 		if err := n.copy().heal(sum/healEvery%2 == 0); err != nil {
 			m.fail(here, fmt.Errorf("when all is healed: %w", err))

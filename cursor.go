@@ -64,15 +64,16 @@ func (c cursor) advance(p *page, known bool) (cursor, error) {
 	if p.reset {
 		c = cursor{}
 	}
-	if p.to.epoch == 0 {
-		return bad("no head")
+	switch {
+	case p.to.epoch&drawnOrigin == 0:
+		return bad("%v is no place in a log", p.to)
+	case p.to.seq < c.checkpoint.seq:
+		return bad("%v is below the checkpoint %v", p.to, c.checkpoint)
 	}
 	if p.scan == scanNone {
 		switch {
 		case c.scan != scanNone || c.checkpoint.isZero():
 			return bad("it follows a checkpoint that was not sent")
-		case p.to.seq < c.checkpoint.seq:
-			return bad("%v is below the checkpoint %v", p.to, c.checkpoint)
 		case !c.joined && !p.whole:
 			return bad("the vector is not whole")
 		}

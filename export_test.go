@@ -270,6 +270,16 @@ func LoseLog(db *leveldb.DB, from uint64) error {
 	return db.Write(&b, nil)
 }
 
+// LoseIndex removes the index rows of some keys from a database that no Replicator
+// has open, as if the file that they were in were lost.
+func LoseIndex(db *leveldb.DB, keys ...string) error {
+	var b leveldb.Batch
+	for _, key := range keys {
+		b.Delete(indexKey([]byte(key)))
+	}
+	return db.Write(&b, withSync)
+}
+
 // EmptyCommit commits nothing.
 func EmptyCommit(r *Replicator) error {
 	return r.store.enter(true, func(*section) error { return nil })

@@ -4,7 +4,9 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -90,6 +92,8 @@ func incompressible(rng *rand.Rand, size int) string {
 	}
 	return string(b)
 }
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 // adoptedOrigin is what stands for an origin in the stamp of an adopted key.
 func adoptedOrigin(value string) replicator.Origin {

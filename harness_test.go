@@ -141,7 +141,6 @@ type cluster struct {
 	nodes []*node
 	// written is every value that a put gave a stamp to.
 	written map[replicator.Stamp]string
-	ghost   []replicator.Change // every change that got a stamp
 	boots   int
 	// paging changes the options of all nodes.
 	paging func(replicator.Options) *replicator.Options
@@ -347,25 +346,12 @@ func (n *node) put(key, value string) {
 
 func (n *node) delete(key string) {
 	require.NoError(n.c.t, n.r.Delete([]byte(key), nil))
-	if version := n.version(key); version.Origin == n.r.Status().Epoch {
-		n.c.ghost = append(n.c.ghost, replicator.Change{Key: key, Version: version})
-	}
 }
 
 // remember notes which stamp a value has got, unless a merge was faster.
 func (n *node) remember(key, value string) {
 	if version := n.version(key); version.Origin == n.r.Status().Epoch {
 		n.c.written[version.Stamp] = value
-		n.c.ghost = append(n.c.ghost, replicator.Change{Key: key, Version: version})
-	}
-}
-
-// checkKnown checks of every replica that it has what its vector covers.
-func (c *cluster) checkKnown() {
-	for _, n := range c.nodes {
-		if n.r != nil {
-			require.NoError(c.t, replicator.CheckKnown(n.r, c.ghost), n.name)
-		}
 	}
 }
 
@@ -471,6 +457,11 @@ func (c *cluster) converge() {
 		}
 		time.Sleep(time.Second)
 	}
+	c.disagree(last)
+}
+
+// disagree fails, and tells how far each node is.
+func (c *cluster) disagree(last error) {
 	var report strings.Builder
 	for _, n := range c.nodes {
 		status, state := n.r.Status(), n.state()

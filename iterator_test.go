@@ -129,15 +129,6 @@ func (s *iteratorTest) write() {
 	}
 }
 
-func sortedKeys(model map[string]string) []string {
-	var keys []string
-	for key := range model {
-		keys = append(keys, key)
-	}
-	slices.Sort(keys)
-	return keys
-}
-
 // compare moves an iterator of each at random.
 func (s *iteratorTest) compare(name string, ours, theirs keyValueReader, keys []string) {
 	slice := s.slice()

@@ -14,6 +14,12 @@ const (
 	// its entry. Larger values are fetched.
 	inlineSize = 64 << 10
 
+	// maxOrigins bounds a vector, which has an entry for each opening that made a
+	// change. maxAdoptions bounds the adoptions that are known. Nobody gets there by
+	// using the package; a peer must not fill memory and disk with them.
+	maxOrigins   = 1_000_000
+	maxAdoptions = 1 << 16
+
 	// Limits of strings, in bytes.
 	maxClusterName = 255
 	maxName        = 255

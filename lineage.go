@@ -81,16 +81,18 @@ var errImage = errors.New("replicator: this process goes on from an image of its
 
 // suspectImage begins a new epoch, for a peer knows changes of this one that were not
 // made in it, and ends all sessions. It returns the error to end the session with
-// that told.
+// that told. If an epoch began for that reason lately, only that session ends: a peer
+// that says so again and again must not keep the others away.
 func (y *syncer) suspectImage() error {
 	before, ok, err := y.store.newEpoch()
 	switch {
 	case err != nil:
 		return err
-	case ok:
-		y.settings.logger.Warn("replicator: a peer knows changes of this process that this process does not: the machine was probably resumed from an image; "+
-			"what was written between the image and now is in doubt where it met older writes; began a new epoch", "epoch", before)
+	case !ok:
+		return errImage
 	}
+	y.settings.logger.Warn("replicator: a peer knows changes of this process that this process does not: the machine was probably resumed from an image; "+
+		"what was written between the image and now is in doubt where it met older writes; began a new epoch", "epoch", before)
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	for _, s := range y.sessions {

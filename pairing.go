@@ -2,7 +2,6 @@ package replicator
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -122,17 +121,12 @@ func (c *conn) awaitAccept() (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	r := decoder{rest: payload}
-	number := r.uvarint()
-	if err := r.finish(); err != nil || number == 0 {
-		err = fmt.Errorf("%w: malformed accept", ErrProtocol)
+	number, err := parseAccept(payload)
+	if err != nil {
 		sayBye(c, err)
-		return 0, err
 	}
-	return number, nil
+	return number, err
 }
-
-func acceptFrame(number uint64) []byte { return binary.AppendUvarint(nil, number) }
 
 // register makes a new session the only one with its peer, and waits until the session
 // before it has stopped merging. The side with the smaller id decides. It keeps an older

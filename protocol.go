@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"unicode"
 )
@@ -34,9 +36,9 @@ const (
 	minProtocol   = 2
 	maxProtocol   = 2
 	maxByeText    = 1 << 10
-	// maxVectorChunk and maxAdoptions bound what one frame tells.
-	maxVectorChunk = 4096
-	maxAdoptions   = 4096
+	// maxVectorChunk and maxAdoptionsChunk bound what one frame tells.
+	maxVectorChunk    = 4096
+	maxAdoptionsChunk = 4096
 )
 
 // hello opens a connection.
@@ -100,14 +102,26 @@ func parseHello(b []byte) (h hello, err error) {
 	return h, nil
 }
 
-// printable returns a text from a peer without what could upset a terminal.
+// printable returns a text from a peer without what could upset a terminal. It is not
+// longer than the text: a byte that is no character would become three.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
+		if unicode.IsPrint(r) && r != unicode.ReplacementChar {
 			return r
 		}
 		return ' '
 	}, text)
+}
+
+// accept carries a number that orders the sessions of a pair.
+func appendAccept(dst []byte, number uint64) []byte { return binary.AppendUvarint(dst, number) }
+
+func parseAccept(b []byte) (number uint64, err error) {
+	r := decoder{rest: b}
+	if number = r.uvarint(); r.err == nil && number == 0 {
+		r.fail(errors.New("number 0"))
+	}
+	return number, wrapProtocol("accept", r.finish())
 }
 
 // byeCode says why a connection ends.
@@ -195,11 +209,13 @@ func appendStamps(dst []byte, stamps []Stamp, epoch Origin) []byte {
 
 func (r *decoder) stamps(epoch Origin) []Stamp {
 	n := r.uvarint()
-	if n > uint64(len(r.rest)) {
+	switch {
+	case n > maxOrigins:
+		r.fail(fmt.Errorf("%d origins, the limit is %d", n, maxOrigins))
+	case n > uint64(len(r.rest)):
 		r.fail(errTruncated)
-		return nil
 	}
-	if n == 0 {
+	if n == 0 || r.err != nil {
 		return nil
 	}
 	stamps := make([]Stamp, 0, min(n, maxVectorChunk))
@@ -231,16 +247,28 @@ func vectorFrames(stamps []Stamp, epoch Origin) (payloads [][]byte) {
 func parseVector(b []byte, epoch Origin) ([]Stamp, error) {
 	r := decoder{rest: b}
 	stamps := r.stamps(epoch)
+	if len(stamps) > maxVectorChunk {
+		r.fail(fmt.Errorf("%d origins in one frame, the limit is %d", len(stamps), maxVectorChunk))
+	}
 	return stamps, wrapProtocol("vector", r.finish())
 }
 
-// appendAdoptions adds what the sender knows of adoptions.
-func appendAdoptions(dst []byte, a adoptions) []byte {
-	dst = binary.AppendUvarint(dst, uint64(len(a)))
-	for id, mark := range a {
+// adoptionsFrames returns the payloads of as many frames as it takes to tell what the
+// sender knows of adoptions, in ascending order of their ids.
+func adoptionsFrames(a adoptions) (payloads [][]byte) {
+	for ids := range slices.Chunk(slices.Sorted(maps.Keys(a)), maxAdoptionsChunk) {
+		payloads = append(payloads, appendAdoptions(nil, a, ids))
+	}
+	return payloads
+}
+
+// appendAdoptions adds what the sender knows of some adoptions.
+func appendAdoptions(dst []byte, a adoptions, ids []adoptionID) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(ids)))
+	for _, id := range ids {
 		dst = binary.BigEndian.AppendUint64(dst, uint64(id))
-		dst = binary.AppendUvarint(dst, mark.Clock)
-		dst = binary.BigEndian.AppendUint64(dst, uint64(mark.Origin))
+		dst = binary.AppendUvarint(dst, a[id].Clock)
+		dst = binary.BigEndian.AppendUint64(dst, uint64(a[id].Origin))
 	}
 	return dst
 }
@@ -249,8 +277,8 @@ func parseAdoptions(b []byte) (adoptions, error) {
 	r := decoder{rest: b}
 	a := adoptions{}
 	n := r.uvarint()
-	if n > maxAdoptions {
-		r.fail(fmt.Errorf("%d adoptions, the limit is %d", n, maxAdoptions))
+	if n > maxAdoptionsChunk {
+		r.fail(fmt.Errorf("%d adoptions in one frame, the limit is %d", n, maxAdoptionsChunk))
 	}
 	for ; n > 0 && r.err == nil; n-- {
 		id := adoptionID(r.uint64())
@@ -260,7 +288,10 @@ func parseAdoptions(b []byte) (adoptions, error) {
 		}
 		a[id] = mark
 	}
-	return a, wrapProtocol("adoptions", r.finish())
+	if err := r.finish(); err != nil {
+		return nil, wrapProtocol("adoptions", err)
+	}
+	return a, nil
 }
 
 // ack states up to where the receiver's log is durable at the sender, and how far its
@@ -385,7 +416,8 @@ func parsePage(b []byte, maxValue int, epoch Origin) (p page, err error) {
 	p.ahead, p.reset, p.first, p.last, p.whole = has(pageAhead), has(pageReset), has(pageFirst), has(pageLast), has(pageWhole)
 	p.unsure, p.incomplete = has(pageUnsure), has(pageIncomplete)
 	switch {
-	case has(pageLog) && has(pageKeys) || p.ahead && flags&^(pageAhead|pageUnsure|pageIncomplete) != 0 || p.reset && !(p.first && has(pageKeys)):
+	case has(pageLog) && has(pageKeys) || (p.first || p.last) && flags&(pageLog|pageKeys) == 0 ||
+		p.ahead && flags&^(pageAhead|pageUnsure|pageIncomplete) != 0 || p.reset && !(p.first && has(pageKeys)):
 		r.fail(fmt.Errorf("flags %x", flags))
 	case has(pageLog):
 		p.scan = scanLog

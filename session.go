@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -176,7 +178,7 @@ func (s *session) run() error {
 // open sends what comes before everything else.
 func (s *session) open() error {
 	if s.decides() {
-		if err := s.send(frameAccept, acceptFrame(s.number)); err != nil {
+		if err := s.send(frameAccept, appendAccept(nil, s.number)); err != nil {
 			return err
 		}
 	}
@@ -296,20 +298,16 @@ func (s *session) handle(kind byte, payload []byte) error {
 		return err
 	case frameAdoptions:
 		a, err := parseAdoptions(payload)
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.news == nil {
-			s.news = a
-		} else {
-			s.news.merge(a)
+		if err == nil {
+			err = s.hearsOf(a)
 		}
 		return err
 	case frameAck:
 		a, err := parseAck(payload, s.own.epoch, s.hello.epoch)
-		if err != nil {
-			return err
+		if err == nil {
+			err = s.acknowledged(a)
 		}
-		s.acknowledged(a)
+		return err
 	case frameFlush:
 		s.note(func() { s.flushAsked = true })
 		signal(s.commits.wake)
@@ -353,27 +351,66 @@ func (s *session) handle(kind byte, payload []byte) error {
 // more of this replica's current epoch than there is, this process goes on from
 // an image of itself.
 func (s *session) hears(known []Stamp) error {
-	if limit := clockLimit(time.Now()); greatest(known) > limit {
-		return fmt.Errorf("%w: the peer's vector has clock %d, at most %d is accepted at this time", ErrClock, greatest(known), limit)
+	if err := checkClocks("vector", known); err != nil {
+		return err
 	}
 	for _, k := range known {
 		if s.store.isImage(k) {
 			return s.y.suspectImage()
 		}
 	}
-	s.server.tell(known)
+	return checkOrigins(s.server.tell(known))
+}
+
+// checkClocks judges the clocks of what a peer knows, or has made durable.
+func checkClocks(what string, known []Stamp) error {
+	if limit := clockLimit(time.Now()); greatest(known) > limit {
+		return fmt.Errorf("%w: the peer's %s has clock %d, at most %d is accepted at this time", ErrClock, what, greatest(known), limit)
+	}
+	return nil
+}
+
+// checkOrigins refuses a peer that has told of too many origins in this session.
+func checkOrigins(n int) error {
+	if n > maxOrigins {
+		return fmt.Errorf("%w: the peer's vector has %d origins, the limit is %d", ErrProtocol, n, maxOrigins)
+	}
+	return nil
+}
+
+// hearsOf takes in what the peer knows of adoptions, for pull to learn.
+func (s *session) hearsOf(a adoptions) error {
+	if err := checkClocks("mark of an adoption", slices.Collect(maps.Values(a))); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.news == nil {
+		s.news = adoptions{}
+	}
+	if s.news.merge(a); len(s.news) > maxAdoptions {
+		return fmt.Errorf("%w: the peer tells of %d adoptions, the limit is %d", ErrProtocol, len(s.news), maxAdoptions)
+	}
 	return nil
 }
 
 // acknowledged takes in what the peer has made durable. A place that is not in this
 // log counts for nothing.
-func (s *session) acknowledged(a ack) {
+func (s *session) acknowledged(a ack) error {
+	if err := checkClocks("durable vector", a.known); err != nil {
+		return err
+	}
 	head, history := s.store.position()
 	if !a.merged.isZero() && !history.contains(a.merged, head) {
 		a.merged = position{}
 	}
 	s.record.hasDurable(a.merged)
-	s.note(func() { s.durable.join(a.known) })
+	origins := 0
+	s.note(func() {
+		s.durable.join(a.known)
+		origins = len(s.durable)
+	})
+	return checkOrigins(origins)
 }
 
 // offer hands on what was asked for once; a peer that sends it twice, or

@@ -136,13 +136,8 @@ func (u *puller) merge(p *page, next cursor) error {
 func (u *puller) examine(p *page) (*candidates, error) {
 	s := u.s
 	s.recordsIn.Add(int64(len(p.entries)))
-	if err := s.learn(); err != nil {
+	if err := u.judge(p.entries); err != nil {
 		return nil, err
-	}
-	for i := range p.entries {
-		if e := &p.entries[i]; s.store.isImage(e.Stamp) {
-			return nil, s.y.suspectImage()
-		}
 	}
 	c, err := s.store.examine(p.entries, &u.blind)
 	if err != nil {
@@ -173,6 +168,20 @@ func (u *puller) progress(p *page, next cursor) *progress {
 		}
 	}
 	return progress
+}
+
+// judge comes before entries are merged: what the peer told of adoptions is learned, and
+// a change of the current epoch that was not made here tells of an image.
+func (u *puller) judge(entries []entry) error {
+	if err := u.s.learn(); err != nil {
+		return err
+	}
+	for i := range entries {
+		if u.s.store.isImage(entries[i].Stamp) {
+			return u.s.y.suspectImage()
+		}
+	}
+	return nil
 }
 
 // learn makes known, and durable, what the peer told of adoptions.
@@ -306,6 +315,9 @@ func (u *puller) fetch(entries []entry, indices []int) error {
 		if v.incomplete && !u.incomplete {
 			u.incomplete = true
 			u.repeatLater()
+		}
+		if err := u.judge(v.entries); err != nil {
+			return err
 		}
 		var blind blindness
 		c, err := s.store.examine(v.entries, &blind)

@@ -33,6 +33,11 @@ func (s *session) serve() error {
 				return err
 			}
 			if a.ready {
+				// Of what the page holds, some may have been adopted elsewhere and merged
+				// since the news were told. The peer has to know of the adoption first.
+				if err := news.tellAdoptions(); err != nil {
+					return err
+				}
 				if err := s.sendPage(&a, out); err != nil {
 					return err
 				}
@@ -65,6 +70,9 @@ func (s *session) serve() error {
 				return err
 			}
 			answered, n, incomplete, err := s.server.values(keys, out)
+			if err == nil {
+				err = news.tellAdoptions() // as before a page
+			}
 			if err == nil {
 				err = s.send(frameValues, out.values(answered, n, incomplete)...)
 			}
@@ -124,7 +132,7 @@ func (s *session) sendPage(a *answer, out *entryWriter) error {
 // newsTeller tells the peer what it did not ask for.
 type newsTeller struct {
 	s         *session
-	adoptions uint64    // number of the adoptions that were told
+	adoptions uint64    // one above the number of the adoptions that were told; 0: none were
 	durable   uint64    // number of the durable point that was told
 	known     vector    // what was told with it
 	vectorAt  time.Time // when the vector is to be told; zero: there is no news
@@ -133,11 +141,8 @@ type newsTeller struct {
 // tell tells the news, and returns when to look again; 0: after a commit.
 func (n *newsTeller) tell(now time.Time) (again time.Duration, err error) {
 	s := n.s
-	if a, number := s.store.known.adoptions(); number != n.adoptions {
-		if err := s.send(frameAdoptions, appendAdoptions(nil, a)); err != nil {
-			return 0, err
-		}
-		n.adoptions = number
+	if err := n.tellAdoptions(); err != nil {
+		return 0, err
 	}
 	if err := n.tellDurable(); err != nil {
 		return 0, err
@@ -155,6 +160,22 @@ func (n *newsTeller) tell(now time.Time) (again time.Duration, err error) {
 		return 0, s.tellVector(false)
 	}
 	return 0, nil
+}
+
+// tellAdoptions tells what is known of adoptions, unless nothing has changed since the
+// last time.
+func (n *newsTeller) tellAdoptions() error {
+	a, number := n.s.store.known.adoptions()
+	if number+1 == n.adoptions {
+		return nil
+	}
+	for _, payload := range adoptionsFrames(a) {
+		if err := n.s.send(frameAdoptions, payload); err != nil {
+			return err
+		}
+	}
+	n.adoptions = number + 1
+	return nil
 }
 
 // tellDurable acknowledges what is durable, if that has changed or was asked for.

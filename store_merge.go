@@ -209,7 +209,9 @@ func (d *store) merge(c *candidates, blind *blindness, p *progress) error {
 			}
 		}
 		if p != nil {
-			x.join(p.join)
+			if err := x.join(p.join); err != nil {
+				return err
+			}
 			if !p.stay {
 				p.record.advanced(x, p.id, p.next)
 			}

@@ -54,11 +54,12 @@ type server struct {
 
 func newServer(d *store) *server { return &server{d: d, peer: vector{}} }
 
-// tell notes what the peer knows.
-func (v *server) tell(known []Stamp) {
+// tell notes what the peer knows, and returns of how many origins it does.
+func (v *server) tell(known []Stamp) (origins int) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.peer.join(known)
+	return len(v.peer)
 }
 
 // known returns a copy of what the peer knows.

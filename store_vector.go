@@ -195,16 +195,26 @@ func (k *knowledge) adoptions() (adoptions, uint64) {
 }
 
 // join raises the vector in a commit.
-func (x *section) join(with []Stamp) {
+func (x *section) join(with []Stamp) error {
+	rises, more := vector{}, 0
 	for _, s := range with {
-		if clock, known := x.d.known.clockOf(s.Origin); known && clock >= s.Clock {
-			continue // nobody changes the knowledge while the section is held
+		clock, known := x.d.known.clockOf(s.Origin) // nobody changes it while the section is held
+		if known && clock >= s.Clock {
+			continue
 		}
 		if s.Origin == x.origin {
-			continue // it is an image of this process that knows more; see store.suspect
+			continue // it is an image of this process that knows more; see isImage
 		}
-		x.rises = append(x.rises, s)
+		if _, again := rises[s.Origin]; !known && !again {
+			more++
+		}
+		rises.raise(s)
 	}
+	if most := maxOrigins - len(x.d.known.rows); more > most {
+		return fmt.Errorf("%w: the peer's vector brings %d new origins, and there is room for %d", ErrProtocol, more, most)
+	}
+	x.rises = append(x.rises, rises.stamps()...)
+	return nil
 }
 
 // learn takes in what a peer, or this replica, knows of adoptions.
@@ -256,6 +266,9 @@ func (d *store) learnAdoptions(a adoptions) error {
 	known, _ := d.known.adoptions()
 	if len(known.merge(a)) == 0 {
 		return nil
+	}
+	if len(known) > maxAdoptions {
+		return fmt.Errorf("%w: with those of the peer, %d adoptions would be known, the limit is %d", ErrProtocol, len(known), maxAdoptions)
 	}
 	return d.enter(true, func(x *section) error {
 		x.learn(a)

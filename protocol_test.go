@@ -1,0 +1,547 @@
+package replicator
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// The epochs of the examples: that of the side that sends, and that of the one that
+// receives.
+const (
+	wireEpoch      Origin = 0x8000000000000001
+	wireOtherEpoch Origin = 0x8000000000000002
+	wireThirdEpoch Origin = 0x8000000000000003
+)
+
+// wireMessage is one message, as a value and as the bytes of its frame.
+type wireMessage struct {
+	name  string
+	kind  byte
+	value any
+	parts [][]byte // of the payload, as send gets them
+}
+
+var update = flag.Bool("update", false, "rewrite the golden files in testdata that differ")
+
+// golden returns the frame that is kept for a message, from the file with its name. In
+// there, blanks, ends of lines and what follows a # do not count. With -update, it is
+// what is sent.
+func (m *wireMessage) golden(t *testing.T, sent []byte) []byte {
+	name := filepath.Join("testdata", "golden", strings.NewReplacer(" ", "-", ",", "").Replace(m.name)+".hex")
+	text, err := os.ReadFile(name)
+	if err == nil {
+		text, err = hex.DecodeString(regexp.MustCompile(`\s|#.*`).ReplaceAllString(string(text), ""))
+	}
+	if !*update || bytes.Equal(text, sent) {
+		require.NoError(t, err)
+		return text
+	}
+	lines := fmt.Appendf(nil, "%x %02x # length, type\n", sent[:frameHeader-1], sent[frameHeader-1])
+	for _, part := range m.parts {
+		if len(part) > 0 {
+			lines = fmt.Appendf(lines, "%x\n", part)
+		}
+	}
+	lines = fmt.Appendf(lines, "%x # checksum\n", sent[len(sent)-frameTrailer:])
+	require.NoError(t, os.WriteFile(name, lines, 0o666))
+	return sent
+}
+
+// written returns entries as the serving side writes them.
+func written(entries []entry) *entryWriter {
+	w := &entryWriter{epoch: wireEpoch}
+	w.reset()
+	for i := range entries {
+		w.add(&entries[i])
+	}
+	return w
+}
+
+func (p *page) encode() []byte {
+	return bytes.Join(written(p.entries).page(p, len(p.entries)), nil)
+}
+
+func (v *values) encode() []byte {
+	return bytes.Join(written(v.entries).values(int(v.answered), len(v.entries), v.incomplete), nil)
+}
+
+// wireEntries has an entry of each kind. Two of them have the origin of the one before.
+func wireEntries() []entry {
+	return []entry{
+		{key: []byte("a"), Version: Version{Stamp{2, wireEpoch}, false}, value: []byte("v")},
+		{key: []byte("b"), Version: Version{Stamp{3, wireEpoch}, true}},
+		{key: []byte("c"), Version: Version{Stamp{7, wireThirdEpoch}, false}, value: []byte{}},
+		{key: []byte("d"), Version: Version{Stamp{8, wireThirdEpoch}, false}, absent: true, size: 100_000},
+		{key: []byte("e"), Version: Version{Stamp{0, 0x11a363b87dbe477b}, false}, absent: true, size: 5000},
+		{key: []byte("f"), Version: adoptedVersion([]byte("old")), value: []byte("old")},
+	}
+}
+
+// wireMessages has one message, or more, of each type, and each flag in one of them.
+func wireMessages() (all []wireMessage) {
+	add := func(name string, kind byte, value any, parts ...[]byte) {
+		all = append(all, wireMessage{name, kind, value, parts})
+	}
+	at := func(seq uint64) position { return position{wireEpoch, seq} }         // in the log of who sends
+	there := func(seq uint64) position { return position{wireOtherEpoch, seq} } // in that of who receives
+
+	hi := &hello{
+		minVersion: 2, maxVersion: 2, clockKind: clockLamport, cluster: "prod",
+		id:    DatabaseID{0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff},
+		epoch: wireEpoch, nonce: 0x0102030405060708, maxKey: MaxKeySize, maxValue: defaultMaxValueSize,
+		localPrefix: []byte{},
+	}
+	probe := *hi
+	probe.cluster, probe.name, probe.probe, probe.localPrefix = "", "cellar", true, []byte("local/")
+	add("hello", frameHello, hi, hi.append(nil))
+	add("hello that probes", frameHello, &probe, probe.append(nil))
+	add("accept", frameAccept, uint64(128), appendAccept(nil, 128))
+	for code, cause := range map[byeCode]struct {
+		name string
+		err  error
+	}{
+		byeError: {"bye", ErrClosed}, byeRefused: {"bye, refused", ErrRefused}, byeForked: {"bye, forked", ErrCloned},
+		byeClock: {"bye, clock", ErrClock}, byeSpare: {"bye, spare", errDuplicate}, byeSelf: {"bye, self", ErrSelf},
+	} {
+		add(cause.name, frameBye, &byeReceived{code, cause.err.Error()}, appendBye(nil, cause.err))
+	}
+	add("terms", frameTerms, nil, []byte{0})
+
+	known := []Stamp{{300, wireThirdEpoch}, {7, wireEpoch}}
+	add("vector", frameVector, known, vectorFrames(known, wireEpoch)[0])
+	taken := adoptions{0x0123456789abcdef: Stamp{}, 0xfedcba9876543211: Stamp{300, wireThirdEpoch}}
+	add("adoptions", frameAdoptions, taken, adoptionsFrames(taken)[0])
+	acked := &ack{there(300), known}
+	add("ack", frameAck, acked, acked.append(nil, wireOtherEpoch, wireEpoch))
+	add("ack that takes back", frameAck, &ack{}, (&ack{}).append(nil, wireOtherEpoch, wireEpoch))
+	add("flush", frameFlush, nil)
+
+	for name, p := range map[string]*pull{
+		"pull, first":   {empty: true},
+		"pull, held":    {wait: true, cursor: cursor{checkpoint: there(300), joined: true}},
+		"pull, unheard": {cursor: cursor{checkpoint: position{wireThirdEpoch, 300}, joined: true}},
+		"pull of a log scan": {cursor: cursor{
+			checkpoint: there(5), joined: true, scan: scanLog, upper: there(900), reached: 401, key: []byte{}, seen: there(900)}},
+		"pull of a scan in key order": {wait: true, empty: true, cursor: cursor{
+			scan: scanKeys, upper: there(9), key: []byte("m"), seen: there(12)}},
+		"pull behind a scan": {wait: true, cursor: cursor{checkpoint: there(900), seen: there(950)}},
+	} {
+		add(name, framePull, p, p.append(nil, wireOtherEpoch))
+	}
+
+	for name, p := range map[string]*page{
+		"page":                      {to: at(9), vector: known, entries: wireEntries()},
+		"page of an earlier epoch":  {to: position{wireThirdEpoch, 9}},
+		"page behind a scan":        {to: at(12), vector: known, whole: true},
+		"page ahead":                {ahead: true, entries: wireEntries()[:1]},
+		"page ahead, unsure":        {ahead: true, unsure: true, incomplete: true, entries: wireEntries()[:1]},
+		"page of a log scan, first": {scan: scanLog, first: true, to: at(900), vector: known, reached: 401, entries: wireEntries()[:2]},
+		"page of a log scan":        {scan: scanLog, to: at(950), reached: 201, entries: wireEntries()[1:2]},
+		"page of a log scan, last":  {scan: scanLog, last: true, to: at(950), reached: 6},
+		"page in key order, first":  {scan: scanKeys, first: true, whole: true, to: at(9), vector: known, key: []byte("f"), entries: wireEntries()},
+		"page in key order, unsure": {scan: scanKeys, unsure: true, incomplete: true, to: at(9), key: []byte("m"), entries: wireEntries()[:1]},
+		"page in key order, last":   {scan: scanKeys, last: true, to: at(9), key: []byte("z")},
+		"page of another log":       {scan: scanKeys, reset: true, first: true, last: true, whole: true, to: at(9), key: []byte("f"), vector: known, entries: wireEntries()[:2]},
+		"page in key order, newer":  {scan: scanKeys, first: true, to: at(900), vector: known[:1], key: []byte("b"), entries: wireEntries()[:2]},
+	} {
+		if p.entries == nil {
+			p.entries = []entry{}
+		}
+		if p.scan != scanKeys {
+			p.key = nil
+		}
+		add(name, framePage, p, written(p.entries).page(p, len(p.entries))...)
+	}
+
+	keys := [][]byte{[]byte("a"), []byte("c")}
+	add("fetch", frameFetch, keys, appendFetch(nil, keys))
+	large := entry{key: []byte("c"), Version: adoptedVersion([]byte("large")), value: []byte("large")}
+	add("values", frameValues, &values{2, false, []entry{large}}, written([]entry{large}).values(2, 1, false)...)
+	add("values, incomplete", frameValues, &values{1, true, []entry{}}, written(nil).values(1, 0, true)...)
+	add("ping", framePing, uint64(3), []byte{3})
+	add("pong", framePong, &pong{3, 300}, (&pong{3, 300}).append(nil))
+	return all
+}
+
+// parseMessage parses the payload of any type, and encodes it again.
+func parseMessage(kind byte, b []byte, maxValue int) (value any, again []byte, err error) {
+	switch kind {
+	case frameHello:
+		h, err := parseHello(b)
+		return &h, h.append(nil), err
+	case frameAccept:
+		number, err := parseAccept(b)
+		return number, appendAccept(nil, number), err
+	case frameBye:
+		var bye *byeReceived
+		err := parseBye(b)
+		if !errors.As(err, &bye) {
+			return nil, nil, err
+		}
+		return bye, appendBytes([]byte{byte(bye.code)}, bye.text), nil
+	case frameTerms, frameFlush:
+		return nil, b, nil // nothing in them is looked at
+	case frameVector:
+		known, err := parseVector(b, wireEpoch)
+		return known, appendStamps(nil, known, wireEpoch), err
+	case frameAdoptions:
+		a, err := parseAdoptions(b)
+		if payloads := adoptionsFrames(a); err == nil && len(payloads) > 0 {
+			return a, payloads[0], nil
+		}
+		return a, []byte{0}, err
+	case frameAck:
+		a, err := parseAck(b, wireOtherEpoch, wireEpoch)
+		return &a, a.append(nil, wireOtherEpoch, wireEpoch), err
+	case framePull:
+		p, err := parsePull(b, wireOtherEpoch)
+		return &p, p.append(nil, wireOtherEpoch), err
+	case framePage:
+		p, err := parsePage(b, maxValue, wireEpoch)
+		return &p, p.encode(), err
+	case frameFetch:
+		keys, err := parseFetch(b)
+		return keys, appendFetch(nil, keys), err
+	case frameValues:
+		v, err := parseValues(b, maxValue, wireEpoch)
+		return &v, v.encode(), err
+	case framePing:
+		token, err := parsePing(b)
+		return token, binary.AppendUvarint(nil, token), err
+	case framePong:
+		p, err := parsePong(b)
+		return &p, p.append(nil), err
+	}
+	panic("no such message")
+}
+
+// overPipe returns what arrives of what is done to one end of a pipe.
+func overPipe(do func(c *conn)) []byte {
+	a, b := net.Pipe()
+	defer a.Close()
+	go func() {
+		do(newConn(b, time.Minute))
+		b.Close()
+	}()
+	arrived, _ := io.ReadAll(a)
+	return arrived
+}
+
+// receiveFrom receives one frame as a session does.
+func receiveFrom(sent []byte, limit func(kind byte) int) (kind byte, payload []byte, err error) {
+	a, b := net.Pipe()
+	defer a.Close()
+	go func() {
+		b.Write(sent)
+		b.Close()
+	}()
+	return newConn(a, time.Minute).receive(limit)
+}
+
+// inSession is what a session accepts whose values have at most 1 MiB.
+func inSession(kind byte) int {
+	return (&session{y: &syncer{settings: syncSettings{maxValue: 1 << 20}}}).frameLimit(kind)
+}
+
+func anyFrame(byte) int { return 1 << 20 }
+
+// TestFramesByteForByte compares frames to the golden ones, and reads them back.
+func TestFramesByteForByte(t *testing.T) {
+	kinds := map[byte]bool{}
+	for _, m := range wireMessages() {
+		t.Run(m.name, func(t *testing.T) {
+			kinds[m.kind] = true
+			sent := overPipe(func(c *conn) { require.NoError(t, c.send(m.kind, m.parts...)) })
+			require.Equal(t, hex.EncodeToString(m.golden(t, sent)), hex.EncodeToString(sent))
+			kind, payload, err := receiveFrom(sent, anyFrame)
+			require.NoError(t, err)
+			require.Equal(t, m.kind, kind)
+			require.Equal(t, bytes.Join(m.parts, nil), payload)
+			value, again, err := parseMessage(kind, payload, 1<<20)
+			require.NoError(t, err)
+			require.Equal(t, m.value, value)
+			require.Equal(t, payload, again)
+		})
+	}
+	require.Len(t, kinds, frameFlush)
+}
+
+func TestFramesCutShort(t *testing.T) {
+	for _, m := range wireMessages() {
+		t.Run(m.name, func(t *testing.T) {
+			sent := overPipe(func(c *conn) { c.send(m.kind, m.parts...) })
+			for n := range sent {
+				_, _, err := receiveFrom(sent[:n], anyFrame)
+				require.Error(t, err, "frame cut at %d", n)
+			}
+			payload := bytes.Join(m.parts, nil)
+			for n := 0; n < len(payload) && m.kind != frameTerms; n++ {
+				_, _, err := parseMessage(m.kind, payload[:n:n], 1<<20)
+				require.ErrorIs(t, err, ErrProtocol, "payload cut at %d", n)
+			}
+		})
+	}
+}
+
+// TestFramesAltered changes each bit of each frame: a checksum finds all that the
+// length and the type let through.
+func TestFramesAltered(t *testing.T) {
+	for _, m := range wireMessages() {
+		sent := overPipe(func(c *conn) { c.send(m.kind, m.parts...) })
+		for i := range 8 * len(sent) {
+			sent[i/8] ^= 1 << (i % 8)
+			_, _, err := receiveFrom(sent, anyFrame)
+			require.Error(t, err, "%s, bit %d", m.name, i)
+			sent[i/8] ^= 1 << (i % 8)
+		}
+	}
+}
+
+func TestFramesMalformed(t *testing.T) {
+	frame := func(size uint32, kind byte) []byte {
+		return append(binary.BigEndian.AppendUint32(nil, size), kind, 0, 0, 0, 0, 0, 0)
+	}
+	wrong := overPipe(func(c *conn) { c.send(framePing, []byte{3}) })
+	wrong[len(wrong)-1]++
+	for name, c := range map[string]struct {
+		frame []byte
+		says  string
+	}{
+		"wrong checksum":           {wrong, "wrong checksum"},
+		"length 0":                 {frame(0, framePing), "has length 0"},
+		"length 2^32-1":            {frame(1<<32-1, framePage), "has length 4294967295"},
+		"small frame a byte over":  {frame(4<<10+1, framePing), "has length 4097"},
+		"request a byte over":      {frame(1<<20+1, framePull), "has length 1048577"},
+		"vector a byte over":       {frame(128<<10+1, frameVector), "has length 131073"},
+		"adoptions a byte over":    {frame(128<<10+1, frameAdoptions), "has length 131073"},
+		"page a byte over":         {frame(5<<20+1, framePage), "has length 5242881"},
+		"values a byte over":       {frame(5<<20+1, frameValues), "has length 5242881"},
+		"unknown type 0":           {frame(2, 0), "unknown type 0"},
+		"unknown type 15":          {frame(2, 15), "unknown type 15"},
+		"unknown type 255":         {frame(2, 255), "unknown type 255"},
+		"a hello in a session":     {frame(2, frameHello), "unknown type 1"},
+		"an accept in a session":   {frame(2, frameAccept), "unknown type 2"},
+		"the first bytes of HTTP":  {[]byte("GET / HTTP/1.1\r\n\r\n"), "speaks HTTP"},
+		"a TLS client's beginning": {[]byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"), "speaks TLS"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := receiveFrom(c.frame, inSession)
+			require.ErrorIs(t, err, ErrProtocol)
+			require.ErrorContains(t, err, c.says)
+		})
+	}
+}
+
+// TestBoundedFrames announces a gigabyte and sends nothing of it.
+func TestBoundedFrames(t *testing.T) {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, _, err := receiveFrom([]byte{0x40, 0, 0, 0, framePage}, func(byte) int { return 1 << 30 })
+	runtime.ReadMemStats(&after)
+	require.Error(t, err)
+	require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(4<<20))
+}
+
+// malformedMessage is a payload that no parser accepts, and a part of what the error says.
+type malformedMessage struct {
+	kind byte
+	b    []byte
+	says string
+}
+
+func malformedMessages() map[string]malformedMessage {
+	put := func(key string) entry {
+		return entry{key: []byte(key), Version: Version{Stamp{2, wireEpoch}, false}, value: []byte("value")}
+	}
+	adopted := func(value string, as Version) entry {
+		return entry{key: []byte("a"), Version: as, value: []byte(value)}
+	}
+	at := func(seq uint64) position { return position{wireEpoch, seq} }
+	pageOf := func(entries ...entry) []byte {
+		return (&page{to: at(9), entries: entries}).encode()
+	}
+	header := (&page{to: at(9)}).appendHeader(nil, 0, wireEpoch)
+	header = header[:len(header)-1] // up to the count
+	flags := func(flags uint64) []byte { return binary.AppendUvarint(nil, flags) }
+	absent := put("a")
+	absent.value, absent.absent, absent.size = nil, true, 1001
+	large := put("a")
+	large.value = make([]byte, 1001)
+	uvarint := func(dst []byte, v uint64) []byte { return binary.AppendUvarint(dst[:len(dst):len(dst)], v) }
+	tooLong := append(bytes.Repeat([]byte{0xff}, 10), 1) // a uvarint above 64 bits
+	pullOf := func(c cursor) []byte { return (&pull{cursor: c}).append(nil, wireOtherEpoch) }
+	ackOf := func(known ...Stamp) []byte { return (&ack{known: known}).append(nil, wireOtherEpoch, wireEpoch) }
+	vectorOf := func(known ...Stamp) []byte { return appendStamps(nil, known, wireEpoch) }
+	adoptionsOf := func(id adoptionID, mark Stamp) []byte {
+		return appendAdoptions(nil, adoptions{id: mark}, []adoptionID{id})
+	}
+	many := make([]Stamp, maxVectorChunk+1)
+	for i := range many {
+		many[i] = Stamp{1, wireEpoch}
+	}
+
+	return map[string]malformedMessage{
+		"hello: other magic":                 {frameHello, []byte("replicator\n\n"), "does not speak this protocol"},
+		"hello: cluster of 256 bytes":        {frameHello, (&hello{minVersion: 2, maxVersion: 2, cluster: strings.Repeat("c", 256)}).append(nil), "at most 255"},
+		"hello: name of 256 bytes":           {frameHello, (&hello{minVersion: 2, maxVersion: 2, name: strings.Repeat("n", 256)}).append(nil), "at most 255"},
+		"hello: local prefix of 256 bytes":   {frameHello, (&hello{minVersion: 2, maxVersion: 2, localPrefix: make([]byte, 256)}).append(nil), "at most 255"},
+		"accept: number 0":                   {frameAccept, []byte{0}, "number 0"},
+		"accept: trailing byte":              {frameAccept, []byte{1, 0}, "1 bytes left over"},
+		"bye: text of 1025 bytes":            {frameBye, appendBytes([]byte{1}, strings.Repeat("t", 1025)), "at most 1024"},
+		"bye: trailing byte":                 {frameBye, []byte{1, 0, 0}, "1 bytes left over"},
+		"vector: count beyond bytes":         {frameVector, []byte{9, 1, 1}, "truncated"},
+		"vector: 1000001 origins":            {frameVector, uvarint(nil, maxOrigins+1), "the limit is 1000000"},
+		"vector: 4097 origins":               {frameVector, vectorOf(many...), "the limit is 4096"},
+		"vector: origin of an adopted value": {frameVector, vectorOf(Stamp{0, 0x11a363b87dbe477b}), "the vector has origin"},
+		"vector: trailing byte":              {frameVector, append(vectorOf(Stamp{1, wireEpoch}), 0), "1 bytes left over"},
+		"adoptions: id 0":                    {frameAdoptions, adoptionsOf(0, Stamp{}), "adoption 0 has the mark"},
+		"adoptions: mark of no opening":      {frameAdoptions, adoptionsOf(1, Stamp{5, 1}), "adoption 1 has the mark"},
+		"adoptions: 4097 of them":            {frameAdoptions, uvarint(nil, maxAdoptionsChunk+1), "the limit is 4096"},
+		"adoptions: count beyond bytes":      {frameAdoptions, []byte{1}, "truncated"},
+		"adoptions: trailing byte":           {frameAdoptions, append(adoptionsOf(1, Stamp{}), 0), "1 bytes left over"},
+		"ack: origin of an adopted value":    {frameAck, ackOf(Stamp{0, 0x11a363b87dbe477b}), "the vector has origin"},
+		"ack: trailing byte":                 {frameAck, append(ackOf(), 0), "1 bytes left over"},
+		"pull: joined at no checkpoint":      {framePull, pullOf(cursor{joined: true}), "joined at no checkpoint"},
+		"pull: scan up to nowhere":           {framePull, pullOf(cursor{scan: scanKeys}), "scan 2 up to"},
+		"pull: scan of an unknown kind":      {framePull, pullOf(cursor{scan: 3, upper: at(9)}), "scan 3 up to"},
+		"pull: key of 64 KiB + 1":            {framePull, pullOf(cursor{scan: scanKeys, upper: at(9), key: make([]byte, MaxKeySize+1)}), "at most 65536"},
+		"pull: trailing byte":                {framePull, append(pullOf(cursor{}), 0), "1 bytes left over"},
+		"page: of two kinds of scan":         {framePage, flags(pageLog | pageKeys), "flags 180"},
+		"page: the first of no scan":         {framePage, flags(pageFirst), "flags 4"},
+		"page: the last of no scan":          {framePage, flags(pageLast), "flags 8"},
+		"page: ahead, of a scan":             {framePage, flags(pageAhead | pageLog), "flags 81"},
+		"page: ahead, with the vector":       {framePage, flags(pageAhead | pageWhole), "flags 11"},
+		"page: ahead, with an unknown flag":  {framePage, flags(pageAhead | 1<<40), "flags 10000000001"},
+		"page: reset in mid scan":            {framePage, flags(pageReset | pageKeys), "flags 102"},
+		"page: reset and a log scan":         {framePage, flags(pageReset | pageFirst | pageLog), "flags 86"},
+		"page: origin of an adopted value":   {framePage, (&page{to: at(9), vector: []Stamp{{0, 0x11a363b87dbe477b}}}).encode(), "the vector has origin"},
+		"page: 1000001 origins":              {framePage, uvarint((&page{to: at(9)}).appendHeader(nil, 0, wireEpoch)[:2], maxOrigins+1), "the limit is 1000000"},
+		"page: key reached of 64 KiB + 1":    {framePage, (&page{scan: scanKeys, to: at(9), key: make([]byte, MaxKeySize+1)}).encode(), "at most 65536"},
+		"page: keys descend":                 {framePage, pageOf(put("b"), put("a")), `key "a" is not above`},
+		"page: one key twice":                {framePage, pageOf(put("a"), put("a")), `key "a" is not above`},
+		"page: reserved prefix":              {framePage, pageOf(put(reserved)), ErrReserved.Error()},
+		"page: reserved key":                 {framePage, pageOf(put(reserved + "iuser")), ErrReserved.Error()},
+		"page: value too large":              {framePage, pageOf(large), "at most 1000"},
+		"page: value claims too much":        {framePage, pageOf(absent), "has 1001 bytes, the limit is 1000"},
+		"page: key of 64 KiB + 1":            {framePage, pageOf(put(strings.Repeat("k", MaxKeySize+1))), "at most 65536"},
+		"page: another value was adopted":    {framePage, pageOf(adopted("new", adoptedVersion([]byte("old")))), "has the stamp of an adopted value"},
+		"page: adopted, with a clock":        {framePage, pageOf(adopted("old", Version{Stamp{1, adoptedVersion([]byte("old")).Origin}, false})), "has the stamp of an adopted value"},
+		"page: adopted, and deleted":         {framePage, pageOf(adopted("", Version{adoptedVersion(nil).Stamp, true})), "has the stamp of an adopted value"},
+		"page: fewer entries":                {framePage, append(uvarint(header, 2), written([]entry{put("a")}).body...), "truncated"},
+		"page: more entries":                 {framePage, append(uvarint(header, 1), written([]entry{put("a"), put("b")}).body...), "left over"},
+		"page: count of 2^64-1":              {framePage, uvarint(header, 1<<64-1), "the limit is 500"},
+		"page: count beyond bytes":           {framePage, append(uvarint(header, 11), make([]byte, 30)...), "truncated"},
+		"page: trailing byte":                {framePage, append(pageOf(put("a")), 0), "1 bytes left over"},
+		"page: uvarint too long":             {framePage, append(header[:len(header):len(header)], tooLong...), "truncated"},
+		"fetch: count of 501":                {frameFetch, append(uvarint(nil, 501), make([]byte, 501)...), "truncated"},
+		"fetch: count of 2^64-1":             {frameFetch, uvarint(nil, 1<<64-1), "truncated"},
+		"fetch: key of 64 KiB + 1":           {frameFetch, appendFetch(nil, [][]byte{make([]byte, MaxKeySize+1)}), "at most 65536"},
+		"fetch: trailing byte":               {frameFetch, append(appendFetch(nil, [][]byte{{'a'}}), 0), "1 bytes left over"},
+		"values: keys descend":               {frameValues, (&values{answered: 2, entries: []entry{put("b"), put("a")}}).encode(), `key "a" is not above`},
+		"values: reserved key":               {frameValues, (&values{answered: 1, entries: []entry{put(reserved + "x")}}).encode(), ErrReserved.Error()},
+		"values: value too large":            {frameValues, (&values{answered: 1, entries: []entry{large}}).encode(), "at most 1000"},
+		"values: trailing byte":              {frameValues, []byte{0, 0, 0, 0}, "1 bytes left over"},
+		"ping: trailing byte":                {framePing, []byte{3, 3}, "1 bytes left over"},
+		"pong: trailing byte":                {framePong, []byte{3, 3, 3}, "1 bytes left over"},
+	}
+}
+
+func TestMessagesMalformed(t *testing.T) {
+	for name, c := range malformedMessages() {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := parseMessage(c.kind, c.b, 1000)
+			require.ErrorIs(t, err, ErrProtocol)
+			require.ErrorContains(t, err, c.says)
+		})
+	}
+}
+
+// TestHelloOfOtherVersions: what the versions have in common is read first, and
+// what a later one appends is passed over.
+func TestHelloOfOtherVersions(t *testing.T) {
+	own := wireMessages()[0].value.(*hello)
+	h, err := parseHello(append(own.append(nil), "more"...))
+	require.NoError(t, err)
+	require.Equal(t, *own, h)
+	for name, versions := range map[string][2]uint64{"later": {3, 9}, "earlier": {0, 1}, "none": {3, 2}} {
+		start := append([]byte(protocolMagic), byte(versions[0]), byte(versions[1]))
+		for _, b := range [][]byte{start, append(start, "of another layout"...)} {
+			_, err := parseHello(b)
+			require.ErrorIs(t, err, ErrRefused, name)
+			require.ErrorContains(t, err, "this side 2 to 2", name)
+		}
+	}
+	for _, versions := range [][2]uint64{{0, 2}, {2, 2}, {2, 200}} {
+		own.minVersion, own.maxVersion = versions[0], versions[1]
+		_, err := parseHello(own.append(nil))
+		require.NoError(t, err, versions)
+	}
+}
+
+// TestTextsOfPeers: what is not printable is replaced, and no text grows beyond the
+// limit that its row or frame has.
+func TestTextsOfPeers(t *testing.T) {
+	h, err := parseHello((&hello{minVersion: 2, maxVersion: 2, name: "böx\x1b[2J\n" + strings.Repeat("\xff", 240)}).append(nil))
+	require.NoError(t, err)
+	require.Equal(t, "böx [2J "+strings.Repeat(" ", 240), h.name)
+	_, err = parsePeerRecord((&peerRecord{name: h.name}).append(nil))
+	require.NoError(t, err)
+
+	var bye *byeReceived
+	require.ErrorAs(t, parseBye(appendBytes([]byte{1}, "\xff\x00over")), &bye)
+	require.Equal(t, "  over", bye.text)
+}
+
+// FuzzMessages parses what no peer should have sent: it never panics, every error
+// has its sentinel, what is accepted is in bounds and reads back as it was.
+func FuzzMessages(f *testing.F) {
+	for _, m := range wireMessages() {
+		f.Add(m.kind, bytes.Join(m.parts, nil))
+	}
+	for _, m := range malformedMessages() {
+		f.Add(m.kind, m.b)
+	}
+	f.Fuzz(func(t *testing.T, kind byte, b []byte) {
+		if kind < frameHello || kind > frameFlush {
+			return
+		}
+		const maxValue = 1000
+		value, again, err := parseMessage(kind, b, maxValue)
+		if err != nil {
+			require.True(t, errors.Is(err, ErrProtocol) || errors.Is(err, ErrRefused), "%v", err)
+			return
+		}
+		var entries []entry
+		switch m := value.(type) {
+		case *page:
+			entries = m.entries
+		case *values:
+			entries = m.entries
+		}
+		for i := range entries {
+			e := &entries[i]
+			require.LessOrEqual(t, len(e.key), MaxKeySize)
+			require.False(t, hidden(e.key))
+			require.LessOrEqual(t, max(uint64(len(e.value)), e.size), uint64(maxValue))
+			require.True(t, i == 0 || bytes.Compare(entries[i-1].key, e.key) < 0)
+		}
+		same, _, err := parseMessage(kind, again, maxValue)
+		require.NoError(t, err)
+		require.Equal(t, value, same)
+	})
+}

@@ -1,5 +1,0 @@
-package replicator
-
-import "flag"
-
-var update = flag.Bool("update", false, "")

@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"hash/maphash"
@@ -28,6 +29,8 @@ type modelConfig struct {
 	young   bool // the last replica has nothing, and has met nobody
 	two     bool // there is no third replica
 	saved   bool // there is a backup of the first replica
+	holes   bool // a replica may have index rows without values
+	old     int  // keys that the first replica's database held before it was wrapped
 	ahead   int  // changes of the first replica that are durable there, and unknown to the others
 	chain   bool // the first and the last replica have no link
 	keys    int
@@ -232,8 +235,12 @@ func (s *modelState) session(i, j int) *session {
 		store: d, hello: hello{id: peer.id(), epoch: peer.origin()}, own: hello{id: d.id(), epoch: d.origin()},
 		record: d.peer(peer.id()), server: s.server(i, s.pulls[j][i]), changed: make(chan struct{}),
 		telling: make(turn, 1),
+		y:       modelSyncer, ctx: context.Background(), cancel: func(error) {},
 	}
 }
+
+// modelSyncer is what a session needs to say that a peer can't read something.
+var modelSyncer = &syncer{settings: syncSettings{logger: slog.New(slog.DiscardHandler)}}
 
 // server returns what j serves one direction of a session with.
 func (s *modelState) server(j int, l *modelPull) *server {
@@ -334,7 +341,7 @@ func (s *modelState) ask(i, j int, c cursor, told uint64) (*page, error) {
 		}
 	}
 	v, to := s.server(j, l), new(modelSink)
-	a, err := v.answer(&pull{cursor: c, wait: l.asked}, told, true, to)
+	a, err := v.answer(&pull{cursor: c, wait: l.asked, empty: true}, told, true, to)
 	l.keep(v)
 	if err != nil || !a.ready {
 		return nil, err
@@ -343,7 +350,7 @@ func (s *modelState) ask(i, j int, c cursor, told uint64) (*page, error) {
 	p := a.page
 	p.key = bytes.Clone(p.key)
 	p.entries = to.entries
-	if p.incomplete {
+	if p.incomplete && !s.left.holes {
 		return nil, fmt.Errorf("%d has rows without values", j)
 	}
 	return &p, nil
@@ -358,6 +365,7 @@ func (s *modelState) arrive(i, j int, p *page) (err error) {
 	l := s.pull(i, j)
 	u := l.puller
 	u.s = s.session(i, j)
+	u.s.news, _ = s.r[j].d.known.adoptions()
 	if l.next, err = u.arrive(p); err == nil {
 		l.found, err = u.examine(p)
 	}
@@ -630,6 +638,9 @@ func (s *modelState) check(i int) error {
 	for index.next() {
 		record := index.record
 		value, err := r.disk.Get(index.key, nil)
+		if err != nil && !record.Deleted && s.left.holes {
+			continue
+		}
 		if (err == nil) == record.Deleted {
 			return fmt.Errorf("%d: %s has %v and a value: %v", i, index.key, record, err)
 		}
@@ -898,6 +909,12 @@ func newModel(c modelConfig) (*modelState, error) {
 	}
 	for i := range modelReplicas {
 		disk := &modelDisk{watched: c.cuts > 0}
+		for k := range c.old {
+			if i == 0 {
+				disk.modelRows = append(disk.modelRows, modelRow{fmt.Appendf(nil, "old%05d", k), []byte("value")})
+			}
+		}
+		disk.durable = disk.modelRows
 		settings := s.settings('A')
 		op, err := readOpening(disk, &settings)
 		if err != nil {

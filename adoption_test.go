@@ -168,6 +168,36 @@ func TestAdoptionComparesKeysNotAdoptedYet(t *testing.T) {
 	})
 }
 
+// TestAdoptionYieldsToWrites has an entry lose to a value that is not adopted yet, and
+// the key change before that is committed: the change stays.
+func TestAdoptionYieldsToWrites(t *testing.T) {
+	inCluster(t, 1, func(t *testing.T, c *cluster) {
+		n := c.nodes[0]
+		values := numbered("a", 6000, "before")
+		values["z"] = "here"
+		fillDisk(t, n.disk, values)
+		n.openSlowly()
+		weaker := "there"
+		for adoptedOrigin(weaker) > adoptedOrigin("here") {
+			weaker += "."
+		}
+		commit, err := replicator.Examine(n.r, replicator.Entry{
+			Key: "z", Value: weaker, Version: replicator.Version{Stamp: replicator.Stamp{Origin: adoptedOrigin(weaker)}}})
+		require.NoError(t, err)
+		n.put("z", "later")
+		version, err := n.r.Version([]byte("z"))
+		require.NoError(t, err)
+		won, err := commit()
+		require.NoError(t, err)
+		require.Zero(t, won)
+		require.False(t, n.adopted(), "the test wants it to be under way")
+		after, err := n.r.Version([]byte("z"))
+		require.NoError(t, err)
+		require.Equal(t, version, after)
+		n.disk.SetFault(nil)
+	})
+}
+
 // TestAdoptionRacesWithWrites changes keys, some of them before they are adopted.
 func TestAdoptionRacesWithWrites(t *testing.T) {
 	inCluster(t, 2, func(t *testing.T, c *cluster) {

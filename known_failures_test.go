@@ -86,6 +86,7 @@ func testSources(t *testing.T) map[string]string {
 func TestAcknowledgedIsDurable(t *testing.T) {
 	var err error
 	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		c.durableEvery = time.Second
 		c.open()
 		source.put("small", "value")
 		until(t, "an acknowledgement", func() bool { return source.acknowledged(n) > 0 })
@@ -186,11 +187,13 @@ func TestSyncNowUnderLoad(t *testing.T) {
 func TestUnconfirmedLacksEchoes(t *testing.T) {
 	var err error
 	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		c.durableEvery = time.Second
 		c.open()
 		n.put("own", "value")
 		until(t, "nothing is unconfirmed", func() bool { return known(n.peer(source.name).Unconfirmed) == "0" })
 		source.fill("k", 0, 100, 10)
 		n.arrives("k00099", fmt.Sprint(source.name, 99, strings.Repeat("v", 10)))
+		time.Sleep(5 * time.Second)
 		if unconfirmed := known(n.peer(source.name).Unconfirmed); unconfirmed != "0" {
 			err = fmt.Errorf("%s changes are unconfirmed, of which none was made here", unconfirmed)
 		}

@@ -172,13 +172,14 @@ func (s *simulation) page() {
 	logger := slog.New(&logWatcher{seen: s.seen})
 	interval := []time.Duration{0, time.Second}[s.rng.IntN(2)]
 	timeout := []time.Duration{0, 3 * time.Second}[s.rng.IntN(2)]
+	s.durableEvery = []time.Duration{0, 200 * time.Millisecond, 5 * time.Second}[s.rng.IntN(3)]
 	s.paging = func(o replicator.Options) *replicator.Options {
 		o.Logger, o.MaxInterval, o.Timeout, o.BacklogBytes = logger, interval, timeout, backlog
 		unblocked(&o)
 		o.Dial = s.addrs.watch(o.Dial)
 		return replicator.WithPages(o, entries, rescan)
 	}
-	s.trace("pages of %d, one in %d goes on in key order, a backlog of %d bytes, MaxInterval %v, Timeout %v", entries, oneIn, backlog, interval, timeout)
+	s.trace("pages of %d, one in %d goes on in key order, a backlog of %d bytes, MaxInterval %v, Timeout %v, durable points every %v", entries, oneIn, backlog, interval, timeout, s.durableEvery)
 }
 
 // furnish has some clusters start with databases that were in use before: all with
@@ -334,9 +335,10 @@ func (s *simulation) wait() {
 
 // calm checks that nothing more is written or sent once all agree: after one more
 // round, for acknowledgements and what came in last, and after the minute in which
-// each address is dialled to see who is there, which may be somebody new.
+// each address is dialled to see who is there, which may be somebody new, and after the
+// five minutes in which each makes durable what it has.
 func (s *simulation) calm() {
-	time.Sleep(80 * time.Second)
+	time.Sleep(80*time.Second + 5*time.Minute)
 	round := func() {
 		if !s.timeOnly {
 			for _, n := range s.nodes {

@@ -240,7 +240,7 @@ func (d *store) isNothing(c *candidates, p *progress) bool {
 
 // examineAgain looks up, inside the commit section, what can't win for certain any
 // more, and the keys that were written since they were examined. An entry can only lose
-// by that.
+// by that, and what was yet to be adopted may have been replaced.
 func (d *store) examineAgain(x *section, c *candidates, blind *blindness) error {
 	above := x.above
 	switch {
@@ -267,7 +267,7 @@ func (d *store) examineAgain(x *section, c *candidates, blind *blindness) error 
 		i, found := slices.BinarySearchFunc(c.entries, key, func(e entry, key []byte) int {
 			return bytes.Compare(e.key, key)
 		})
-		if found && c.wins[i] && !c.blind[i] {
+		if found && (c.wins[i] && !c.blind[i] || c.local[i].unadopted) {
 			again = append(again, i)
 		}
 	})

@@ -131,16 +131,20 @@ func TestFastNeighbourIsNotHeldUp(t *testing.T) {
 	})
 }
 
-// TestNothingStarvesUnderLoad: 6,000 puts a second that a puller over a link with a round
-// trip of 50 ms keeps up with, from memory or from disk. SyncNow returns soon, with what
-// was there at the call, and what is merged is acknowledged.
+// TestNothingStarvesUnderLoad: 6,000 puts a second, and now and then 3,000 at once, that a
+// puller over a link with a round trip of 50 ms just keeps up with, from memory or from
+// disk: a page holds 7,000 a second. SyncNow returns soon, with what was there at the
+// call, and what is merged is acknowledged.
 func TestNothingStarvesUnderLoad(t *testing.T) {
 	for name, disk := range map[string]bool{"memory": false, "disk": true} {
 		t.Run(name, func(t *testing.T) {
 			inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
 				c.durableEvery = 500 * time.Millisecond
-				if disk {
-					c.fromDisk()
+				c.paging = func(o replicator.Options) *replicator.Options {
+					if disk {
+						o.BacklogBytes = 1
+					}
+					return replicator.WithPages(o, 350, func() bool { return false })
 				}
 				for _, n := range c.nodes {
 					n.ldb.WriteBuffer = roomy
@@ -148,7 +152,7 @@ func TestNothingStarvesUnderLoad(t *testing.T) {
 				c.open()
 				require.NoError(t, n.sync())
 				c.net.SetDelay(n.name, source.name, 25*time.Millisecond)
-				stop, stopped := make(chan struct{}), make(chan int)
+				stop, stopped := make(chan struct{}), make(chan int, 1)
 				go func() {
 					for i := 0; ; i++ {
 						select {
@@ -158,43 +162,54 @@ func TestNothingStarvesUnderLoad(t *testing.T) {
 						case <-time.After(5 * time.Millisecond):
 						}
 						for j := range 30 {
-							if err := source.r.Put(fmt.Appendf(nil, "key %d %d", i, j), []byte("value"), nil); err != nil {
-								panic(err)
+							if source.r.Put(fmt.Appendf(nil, "key %d %d", i, j), []byte("value"), nil) != nil {
+								stopped <- i // the test has failed
+								return
 							}
 						}
 					}
 				}()
-				for range 5 {
+				for range 3 {
 					time.Sleep(500 * time.Millisecond)
+					for i := range 3000 {
+						source.put(fmt.Sprint("at once ", i), "value")
+					}
 					head, start := source.r.Status().Head, time.Now()
 					ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 					require.NoError(t, n.r.SyncNow(ctx))
 					cancel()
-					require.Less(t, time.Since(start), 2*time.Second)
+					t.Logf("SyncNow took %v, acknowledged are all but %d", time.Since(start), head-min(head, source.acknowledged(n)))
+					require.Less(t, time.Since(start), 4*time.Second)
 					require.GreaterOrEqual(t, n.cursor(source).Checkpoint, head)
-					require.LessOrEqual(t, head-min(head, source.acknowledged(n)), uint64(6000*2), "acknowledgements have stopped")
+					require.LessOrEqual(t, head-min(head, source.acknowledged(n)), uint64(6000*3), "acknowledgements have stopped")
 				}
 				close(stop)
-				require.Greater(t, <-stopped, 400)
+				require.Greater(t, <-stopped, 250)
 				c.converge()
 			})
 		})
 	}
 }
 
-// TestUnconfirmedReachesZero: three replicas in a mesh write all the time, each once a
-// second. In between there are moments at which nothing is unconfirmed, everywhere.
+// TestUnconfirmedReachesZero: in a mesh of three, one writes all the time, more often than
+// peers are told up to where they have what they know already. Most of the time nothing
+// is unconfirmed at the others, neither by the writer nor by each other.
 func TestUnconfirmedReachesZero(t *testing.T) {
 	inCluster(t, 3, func(t *testing.T, c *cluster) {
-		c.durableEvery = 100 * time.Millisecond
+		c.durableEvery = 25 * time.Millisecond
 		c.mesh().open()
+		for _, n := range c.nodes {
+			n.put("of "+n.name, "value")
+		}
 		c.converge()
+		time.Sleep(time.Second)
 		zero := map[string]int{}
-		for i := range 30 {
-			for _, n := range c.nodes {
-				n.put(fmt.Sprint(n.name, " ", i%7), fmt.Sprint(i))
-				time.Sleep(time.Second / 3)
-				for _, m := range c.nodes {
+		const writes, samples = 100, 20
+		for i := range writes {
+			c.nodes[0].put(fmt.Sprint("key ", i%7), fmt.Sprint(i))
+			for range samples {
+				time.Sleep(3 * time.Millisecond)
+				for _, m := range c.nodes[1:] {
 					for _, p := range c.nodes {
 						if m != p && known(m.statusOf(p).Unconfirmed) == "0" {
 							zero[m.name+" of "+p.name]++
@@ -204,10 +219,8 @@ func TestUnconfirmedReachesZero(t *testing.T) {
 			}
 		}
 		t.Log(zero)
-		for _, m := range c.nodes {
-			for _, p := range c.nodes {
-				require.True(t, m == p || zero[m.name+" of "+p.name] > 30, "%s of %s: %v of 90", m.name, p.name, zero[m.name+" of "+p.name])
-			}
+		for _, pair := range []string{"n1 of n0", "n1 of n2", "n2 of n0", "n2 of n1"} {
+			require.Greater(t, zero[pair], writes*samples*4/10, "%s, of %d", pair, writes*samples)
 		}
 	})
 }

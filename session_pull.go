@@ -125,26 +125,50 @@ func (u *puller) arrive(p *page) (cursor, error) {
 
 // merge merges a page, with its progress in the batch of the last entries.
 func (u *puller) merge(p *page, next cursor) error {
-	s := u.s
-	s.recordsIn.Add(int64(len(p.entries)))
-	if err := u.judge(p.entries); err != nil {
-		return err
-	}
-	c, err := s.store.examine(p.entries, &u.blind)
+	c, err := u.examine(p)
 	if err != nil {
 		return err
 	}
-	if missing := c.missing(); len(missing) > 0 {
-		if err := u.fetch(p.entries, missing); err != nil {
-			return err
-		}
-		if c, err = s.store.examine(withoutIndices(p.entries, missing), &u.blind); err != nil {
-			return err
-		}
-		if len(c.missing()) > 0 {
-			return fmt.Errorf("%w: page: an entry came to win while others were fetched", ErrProtocol)
+	if err := u.s.store.merge(c, &u.blind, u.progress(p, next)); err != nil {
+		return err
+	}
+	for _, wins := range c.wins {
+		if !wins {
+			u.stale++
 		}
 	}
+	return nil
+}
+
+// examine compares the entries of a page to what is here, and gets the values that
+// are missing.
+func (u *puller) examine(p *page) (*candidates, error) {
+	s := u.s
+	s.recordsIn.Add(int64(len(p.entries)))
+	if err := u.judge(p.entries); err != nil {
+		return nil, err
+	}
+	c, err := s.store.examine(p.entries, &u.blind)
+	if err != nil {
+		return nil, err
+	}
+	if missing := c.missing(); len(missing) > 0 {
+		if err := u.fetch(p.entries, missing); err != nil {
+			return nil, err
+		}
+		if c, err = s.store.examine(withoutIndices(p.entries, missing), &u.blind); err != nil {
+			return nil, err
+		}
+		if len(c.missing()) > 0 {
+			return nil, fmt.Errorf("%w: page: an entry came to win while others were fetched", ErrProtocol)
+		}
+	}
+	return c, nil
+}
+
+// progress returns what a page brings beside its entries.
+func (u *puller) progress(p *page, next cursor) *progress {
+	s := u.s
 	progress := &progress{id: s.hello.id, record: s.record, next: next, stay: u.incomplete || p.ahead, witness: p.vector}
 	switch {
 	case p.ahead && !u.incomplete:
@@ -155,15 +179,7 @@ func (u *puller) merge(p *page, next cursor) error {
 			progress.join = u.vector
 		}
 	}
-	if err := s.store.merge(c, &u.blind, progress); err != nil {
-		return err
-	}
-	for _, wins := range c.wins {
-		if !wins {
-			u.stale++
-		}
-	}
-	return nil
+	return progress
 }
 
 // judge comes before entries are merged: what the peer told of adoptions is learned, and

@@ -16,6 +16,12 @@ const (
 	// relayDelay is for how long what one peer brought is held back from another,
 	// which may have it from where it was made.
 	relayDelay = 10 * time.Millisecond
+	// fedFor is how long it counts that the peer got changes of an origin by another way,
+	// and fedMost is the longest that they are held back for that.
+	fedFor  = 50 * time.Millisecond
+	fedMost = 500 * time.Millisecond
+	// fedOrigins is of about how many origins that is noted.
+	fedOrigins = 1024
 	// usefulFor is for how long nothing is held back once relaying has proved useful.
 	usefulFor = time.Second
 	// maxPageScan is how many rows are looked at for a page of a scan at most.
@@ -49,18 +55,45 @@ type server struct {
 	relay  uint64    // records that others made in the last page
 	warned bool      // of values that were left out
 
-	mu   sync.Mutex // guards what follows
-	peer vector     // what the peer knows
+	mu      sync.Mutex           // guards what follows
+	peer    vector               // what the peer knows
+	shipped vector               // of that, what pages of this session have told it
+	fed     map[Origin]time.Time // when the peer last knew more of an origin than it was told here
 }
 
-func newServer(d *store) *server { return &server{d: d, peer: vector{}} }
+func newServer(d *store) *server {
+	return &server{d: d, peer: vector{}, shipped: vector{}, fed: map[Origin]time.Time{}}
+}
 
 // tell notes what the peer knows, and returns of how many origins it does.
 func (v *server) tell(known []Stamp) (origins int) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.peer.join(known)
+	if len(v.fed) > fedOrigins {
+		clear(v.fed)
+	}
+	for _, s := range known {
+		if v.peer.raise(s) && !v.shipped.covers(s) {
+			v.fed[s.Origin] = time.Now()
+		}
+	}
 	return len(v.peer)
+}
+
+// heldUntil returns until when a record that others made is held back from the peer:
+// for a moment, and longer while the peer gets changes of its origin by another way.
+func (v *server) heldUntil(r *backRecord) (until time.Time, fed bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	until = r.at.Add(relayDelay)
+	at, fed := v.fed[r.Origin]
+	if fed = fed && at.Add(fedFor).After(until); fed {
+		until = at.Add(fedFor)
+		if most := r.at.Add(fedMost); most.Before(until) {
+			until = most
+		}
+	}
+	return until, fed
 }
 
 // known returns a copy of what the peer knows.
@@ -183,12 +216,15 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 	for ; i < b.records.len(); i++ {
 		r := b.records.at(i)
 		known := f.covers(r.Version)
-		free := r.own || !now.Before(r.at.Add(relayDelay))
-		held := !free && !known && r.seq > told && q.joined && now.After(v.useful)
-		if held || len(records) >= v.d.settings.pageEntries || size >= maxPageBytes {
-			if upTo = r.seq - 1; held {
-				a.wait = r.at.Add(relayDelay).Sub(now)
+		held := false
+		if !r.own && !known && r.seq > told && q.joined {
+			until, fed := v.heldUntil(r)
+			if held = now.Before(until) && (fed || now.After(v.useful)); held {
+				a.wait = until.Sub(now)
 			}
+		}
+		if held || len(records) >= v.d.settings.pageEntries || size >= maxPageBytes {
+			upTo = r.seq - 1
 			break
 		}
 		if !known && !(r.own && !r.adopted() && r.seq <= v.ahead) {
@@ -222,6 +258,9 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 		return a, true
 	}
 	a.ready, v.relay = true, relayed
+	v.mu.Lock()
+	v.shipped.join(a.page.vector)
+	v.mu.Unlock()
 	send(records, &a, to)
 	return a, true
 }

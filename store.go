@@ -51,20 +51,37 @@ type storeSettings struct {
 	bootID       string
 	backlog      int // bytes
 	durableEvery time.Duration
-	pageEntries  int         // maximum number of entries in a page
-	rescan       func() bool // for tests: decides whether a long log scan becomes a scan in key order
+	pageEntries  int           // maximum number of entries in a page
+	rescan       func() bool   // for tests: decides whether a long log scan becomes a scan in key order
+	origins      func() Origin // for tests: takes the place of newOrigin
+}
+
+// drawOrigin names a new epoch.
+func (s *storeSettings) drawOrigin() Origin {
+	if s.origins != nil {
+		return s.origins()
+	}
+	return newOrigin()
 }
 
 // openStore opens the store of a database and starts its background work.
 func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
-	e := &levelEngine{DB: db}
-	op, err := readOpening(e, &settings)
+	op, err := readOpening(&levelEngine{DB: db}, &settings)
 	if err != nil {
 		return nil, err
 	}
+	d := newStore(op, settings)
+	d.wg.Go(func() { d.adopter.run(d.ctx) })
+	d.wg.Go(func() { d.sweep(d.ctx) })
+	d.wg.Go(func() { d.keepDurable(d.ctx) })
+	return d, nil
+}
+
+// newStore returns the store that goes on from an opening, without background work.
+func newStore(op *opening, settings storeSettings) *store {
 	d := &store{
-		engine: e, settings: settings, name: op.id, peers: op.peers,
-		commits: committer{engine: e, over: make(chan struct{})},
+		engine: op.engine, settings: settings, name: op.id, peers: op.peers,
+		commits: committer{engine: op.engine, over: make(chan struct{})},
 	}
 	origin := op.history[len(op.history)-1].origin
 	d.commits.section = section{
@@ -77,10 +94,7 @@ func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
 	d.durable.load(op.durable)
 	d.adopter = newAdopter(d, op.adopt)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
-	d.wg.Go(func() { d.adopter.run(d.ctx) })
-	d.wg.Go(func() { d.sweep(d.ctx) })
-	d.wg.Go(func() { d.keepDurable(d.ctx) })
-	return d, nil
+	return d
 }
 
 // close ends the background work, makes everything durable and marks the database as

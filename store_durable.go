@@ -1,10 +1,12 @@
 package replicator
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,11 +35,13 @@ func (p *durablePoint) append(dst []byte) []byte {
 	dst = binary.BigEndian.AppendUint64(dst, uint64(p.origin))
 	dst = binary.AppendUvarint(dst, p.own)
 	dst = binary.AppendUvarint(dst, uint64(len(p.vector)))
-	for o, row := range p.vector {
-		dst = row.append(binary.BigEndian.AppendUint64(dst, uint64(o)))
+	for _, o := range slices.Sorted(maps.Keys(p.vector)) {
+		dst = p.vector[o].append(binary.BigEndian.AppendUint64(dst, uint64(o)))
 	}
 	dst = binary.AppendUvarint(dst, uint64(len(p.peers)))
-	for id, c := range p.peers {
+	ids := slices.SortedFunc(maps.Keys(p.peers), func(a, b DatabaseID) int { return bytes.Compare(a[:], b[:]) })
+	for _, id := range ids {
+		c := p.peers[id]
 		dst = c.append(append(dst, id[:]...))
 	}
 	return p.adopt.append(dst)

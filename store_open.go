@@ -423,7 +423,7 @@ func (op *opening) begin(settings *storeSettings, end end) error {
 		op.adoptions.merge(adoptions{op.adopt.id: Stamp{}})
 		b.Put(adoptionKey(op.adopt.id), appendMark(nil, op.adoptions[op.adopt.id]))
 	}
-	last := epoch{op.head + 1, newOrigin(), maxSequence}
+	last := epoch{op.head + 1, settings.drawOrigin(), maxSequence}
 	if end == endPowerCut || end == endDistrusted {
 		// No record gets the first sequence: so the epoch has a place of its own in
 		// the log, and no position that was handed out before means a place in it.

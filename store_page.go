@@ -46,6 +46,7 @@ type server struct {
 	scan   *scanView
 	ahead  uint64    // own records up to here were sent ahead
 	useful time.Time // until when nothing is held back
+	relay  uint64    // records that others made in the last page
 	warned bool      // of values that were left out
 
 	mu   sync.Mutex // guards what follows
@@ -150,6 +151,20 @@ func (v *server) answer(q *pull, told uint64, idle bool, to sink) (a answer, err
 	return a, err
 }
 
+// judgeRelay takes in how much of the last page the peer did not need. Where most of what
+// is relayed is needed, as in a chain, nothing is held back for a while. Where it is
+// not, as in a mesh, the others have to be given the time to tell what they know.
+func (v *server) judgeRelay(stale uint64, now time.Time) {
+	switch relayed := v.relay; {
+	case relayed == 0:
+	case stale*5 <= relayed:
+		v.useful = now.Add(usefulFor)
+	default:
+		v.useful = time.Time{}
+	}
+	v.relay = 0
+}
+
 // follow answers from the backlog, if that reaches back to the checkpoint. The page
 // ends before the first record that is held back, or where it is full.
 func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, reaches bool) {
@@ -163,7 +178,7 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 	}
 	upTo := k.head
 	var records []*backRecord
-	needed, needless, size := 0, 0, 0
+	relayed, size := uint64(0), 0
 	i := b.from(after)
 	for ; i < b.records.len(); i++ {
 		r := b.records.at(i)
@@ -176,19 +191,15 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 			}
 			break
 		}
-		switch {
-		case r.own || !free:
-		case known:
-			needless++
-		default:
-			needed++
-		}
 		if !known && !(r.own && !r.adopted() && r.seq <= v.ahead) {
 			records = append(records, r)
 			size += len(r.key) + len(r.value)
+			if !r.own {
+				relayed++
+			}
 		}
 	}
-	if len(records) == 0 && a.wait > 0 && v.sendAhead(f, i, &a, to) {
+	if len(records) == 0 && a.wait > 0 && v.sendAhead(f, i, after, &a, to) {
 		return a, true
 	}
 	if upTo == after && q.wait && (q.joined || upTo < q.seen.seq) {
@@ -210,20 +221,19 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 		a.quiet = true
 		return a, true
 	}
-	switch {
-	case needed > 4*needless:
-		v.useful = now.Add(usefulFor)
-	case needless > 0:
-		v.useful = time.Time{}
-	}
-	a.ready = true
+	a.ready, v.relay = true, relayed
 	send(records, &a, to)
 	return a, true
 }
 
-// sendAhead answers with changes made here that stand behind what is held back, each
-// key's latest. It reports whether there are any.
-func (v *server) sendAhead(f filter, i int, a *answer, to sink) bool {
+// sendAhead answers with changes made here that stand behind what is held back, the
+// record with index i, each key's latest. It reports whether there are any.
+//
+// With them the peer knows all that was made here up to the last of them: what came
+// before was merged with the checkpoint after, or sent ahead, too. It has to be told so,
+// or else it can't tell others, and in a mesh where all write they would hold records
+// back for each other until it is too late.
+func (v *server) sendAhead(f filter, i int, after uint64, a *answer, to sink) bool {
 	b := &v.d.known.backlog
 	var records []*backRecord
 	last, size := v.ahead, 0
@@ -239,6 +249,7 @@ func (v *server) sendAhead(f filter, i int, a *answer, to sink) bool {
 	}
 	v.ahead = last
 	a.page.ahead, a.ready = true, true
+	a.page.vector = v.d.known.madeBy(after, last)
 	send(records, a, to)
 	return true
 }
@@ -289,6 +300,26 @@ func (k *knowledge) ownAt(seq uint64) (clock uint64, known bool) {
 		}
 	}
 	return next - 1, next > 0
+}
+
+// madeBy returns what a peer knows of the own origin that has merged the log up to one
+// place, and from there on the changes made here up to another. The mark of an adoption
+// in between is not one of them, for it tells of adopted values, too. The caller holds mu.
+func (k *knowledge) madeBy(after, upTo uint64) []Stamp {
+	clock, known := k.ownAt(upTo)
+	if !known {
+		return nil
+	}
+	next := clock + 1
+	for i := k.backlog.rises.len() - 1; i >= 0 && k.backlog.rises.at(i).seq > after; i-- {
+		if r := k.backlog.rises.at(i); r.Origin == k.origin {
+			next = min(next, r.Clock)
+		}
+	}
+	if next == 0 {
+		return nil
+	}
+	return []Stamp{{next - 1, k.origin}}
 }
 
 // scanView is a scan under way: one snapshot, and where the next page begins.

@@ -352,7 +352,7 @@ func (d *store) newEpoch() (before Origin, began bool, err error) {
 			x.ended = &rise{Stamp{x.own - 1, x.origin}, x.head}
 			x.put(vectorKey(x.origin), vectorRow{x.own - 1, x.head}.append(nil))
 		}
-		x.epoch = &epoch{x.head + 1, newOrigin(), maxSequence}
+		x.epoch = &epoch{x.head + 1, d.settings.drawOrigin(), maxSequence}
 		x.put(sequenceKey(nil, tableEpochs, x.epoch.first), x.epoch.row())
 		x.origin, x.own = x.epoch.origin, 0
 		return nil

@@ -58,6 +58,7 @@ type conn struct {
 
 	received, sent atomic.Int64 // bytes
 	moved          atomic.Int64 // bytes of pages and values in both directions, approximately
+	gained         atomic.Int64 // bytes of pages and values received, approximately
 }
 
 // newConn returns a conn with small buffers, for the handshake. timeout bounds the time
@@ -92,6 +93,7 @@ func (c *progressReader) Read(b []byte) (int, error) {
 		c.received.Add(int64(n))
 		if c.bulk {
 			c.moved.Add(int64(n))
+			c.gained.Add(int64(n))
 		}
 		c.deadline.Lock()
 		if since := c.writeSince; !since.IsZero() && time.Since(since) < maxStall {
@@ -181,7 +183,11 @@ func (c *conn) receive(limit func(kind byte) int) (kind byte, payload []byte, er
 	case size < 1 || size > most:
 		return 0, nil, fmt.Errorf("%w: frame of type %d has length %d, at most %d is accepted", ErrProtocol, kind, size, most)
 	}
-	c.bulk = kind == framePage || kind == frameValues
+	if c.bulk = kind == framePage || kind == frameValues; c.bulk {
+		here := min(int64(c.reader.Buffered()), size) // of the frame
+		c.moved.Add(here)
+		c.gained.Add(here)
+	}
 	body, err := c.readBody(int(size-1) + frameTrailer)
 	c.bulk = false
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 // This file owns whose turn it is to scan a peer.
 
 const (
-	// A session keeps its turn while it receives turnBytes in every turnTime. If it does
-	// not, one that waits goes ahead alongside it.
+	// A session keeps its turn while it receives turnBytes of pages and values in every
+	// turnTime. If it does not, one that waits goes ahead alongside it.
 	turnBytes = 64 << 10
 	turnTime  = 5 * time.Second
 )
@@ -38,7 +38,7 @@ func (t *turns) take(s *session) error {
 		}
 		before := map[*session]int64{}
 		for h := range t.holders {
-			before[h] = h.conn.received.Load()
+			before[h] = h.conn.gained.Load()
 		}
 		freed := t.freed
 		t.mu.Unlock()
@@ -64,7 +64,7 @@ func (t *turns) join(s *session, before map[*session]int64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for h := range t.holders {
-		if had, known := before[h]; !known || h.conn.received.Load()-had >= turnBytes {
+		if had, known := before[h]; !known || h.conn.gained.Load()-had >= turnBytes {
 			return false
 		}
 	}

@@ -188,7 +188,11 @@ func TestCheckpointedScans(t *testing.T) {
 	t.Parallel()
 	inPair(t, 77, func(t *testing.T, c *cluster, source, n *node) {
 		c.net.Partition([]string{"n1"})
-		c.fromDisk().open()
+		c.paging = func(o replicator.Options) *replicator.Options {
+			o.BacklogBytes = 1
+			return replicator.WithPages(o, 100, nil)
+		}
+		c.open()
 		source.fill("k", 0, 3000, 10)
 		var was replicator.Cursor
 		finished, resumed := map[string]int{}, 0
@@ -213,9 +217,9 @@ func TestCheckpointedScans(t *testing.T) {
 			}
 			was = is
 		}
-		c.cutAt(30_000)
+		c.cutAt(10_000)
 		c.net.Heal()
-		for step := 0; step < 30 || step < 200 && (finished["full"] == 0 || finished["log"] == 0 || resumed < 5); step++ {
+		for step := 0; step < 30 || step < 100 && (finished["full"] == 0 || finished["log"] == 0 || resumed < 5); step++ {
 			before := source.index()
 			err := n.sync()
 			watch(n.cursor(source))

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,6 +54,11 @@ func (a *replica) fill(b *testing.B, order []int) {
 // the other holds.
 func (a *replica) pull(b *testing.B, from *replica) {
 	require.NoError(b, a.AddPeer(from.Addr().String(), nil))
+	a.sync(b)
+}
+
+// sync is SyncNow.
+func (a *replica) sync(b *testing.B) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	require.NoError(b, a.SyncNow(ctx))
@@ -215,6 +221,7 @@ func benchDelta(b *testing.B) {
 func benchLatency(b *testing.B) {
 	const p50, p99 = "put to readable, p50", "put to readable, p99"
 	const loadedP50, theLoad = "put to readable under load, p50", "the load"
+	benchChain(b)
 	if !wanted(p50, p99, loadedP50, theLoad) {
 		return
 	}
@@ -252,6 +259,40 @@ func benchLatency(b *testing.B) {
 	reached := <-done
 	report(b, figure{name: loadedP50, ours: quantile(loaded, 0.5), unit: "µs", other: 2000, than: "limit", atMost: 1})
 	report(b, figure{name: theLoad, ours: reached, unit: "puts/s", other: load, than: "wanted", atLeast: 0.98})
+}
+
+// benchChain measures how long a put takes through a chain of five, compared to a pair.
+func benchChain(b *testing.B) {
+	const name = "put to readable over a chain of five, p50"
+	if !wanted(name) {
+		return
+	}
+	samples := min(1000, *entries/20)
+	through := func(replicas int) func() float64 {
+		return func() float64 {
+			dir := tempDir(b)
+			files, err := storage.OpenFile(dir, false)
+			require.NoError(b, err)
+			defer files.Close()
+			wrote := make(chan struct{}, 1)
+			db, err := leveldb.Open(tellingStorage{files, wrote}, ldbOptions)
+			require.NoError(b, err)
+			var chain []*replica
+			for range replicas - 1 {
+				chain = append(chain, newReplica(b))
+			}
+			chain = append(chain, newReplicaOf(b, db, dir))
+			for i, a := range chain {
+				defer a.close(b)
+				if i > 0 {
+					a.pull(b, chain[i-1])
+				}
+			}
+			return quantile(latencies(b, chain[0], chain[replicas-1], wrote, samples, 0), 0.5)
+		}
+	}
+	m := medians(3, through(2), through(5))
+	report(b, figure{name: name, ours: m[1], unit: "µs", other: m[0], than: "a pair", atMost: 5})
 }
 
 // latencies puts a key each millisecond on one replica, and returns the
@@ -391,7 +432,7 @@ func benchTraffic(b *testing.B) {
 		atMost float64
 	}{
 		{"bytes received in a mesh of three, values of 4 KiB", 4 << 10, 1.1},
-		{"bytes received in a mesh of three, values of 100 bytes", 100, 2.5},
+		{"bytes received in a mesh of three, values of 100 bytes", 100, 1.15},
 	} {
 		if wanted(c.name) {
 			in, _, payload := spread(b, 3, c.size)
@@ -404,23 +445,149 @@ func benchTraffic(b *testing.B) {
 		report(b, figure{name: bytesBack, ours: in[0], unit: "bytes", other: payload, than: "payload"})
 		report(b, figure{name: recordsBack, ours: records[0], unit: "records", other: 10_000, than: "sent", atMost: 0.5 / 10_000})
 	}
+	const needless = "records sent to a replica that has them, mesh of five, all writing"
+	if wanted(needless) {
+		sent, needed := steadyMesh(b, 5)
+		report(b, figure{name: needless, ours: sent - needed, unit: "records", other: needed, than: "needed", atMost: 0.05})
+	}
+	benchThird(b)
+	benchAfterPowerCut(b)
+}
+
+// steadyMesh has all replicas of a mesh write for some seconds, and returns how many
+// records were received, and how many had to be.
+func steadyMesh(b *testing.B, replicas int) (received, needed float64) {
+	const perSecond, lasting = 200, 5 * time.Second
+	mesh := newMesh(b, replicas)
+	before := 0.0
+	for _, a := range mesh {
+		defer a.close(b)
+		before += float64(a.traffic().RecordsIn)
+	}
+	stop := make(chan struct{})
+	var writing sync.WaitGroup
+	made := make([]int, replicas)
+	for i, a := range mesh {
+		writing.Go(func() {
+			ticker := time.NewTicker(time.Second / perSecond)
+			defer ticker.Stop()
+			for j := i; ; j += replicas { // each has keys of its own
+				select {
+				case <-stop:
+					return
+				case <-ticker.C:
+				}
+				if err := a.Put(appendKey(nil, j), testValue(j, valueSize), nil); err != nil {
+					b.Error(err)
+					return
+				}
+				made[i]++
+			}
+		})
+	}
+	time.Sleep(lasting)
+	close(stop)
+	writing.Wait()
+	time.Sleep(2 * time.Second)
+	digest, err := mesh[0].Digest()
+	require.NoError(b, err)
+	for i, a := range mesh {
+		other, err := a.Digest()
+		require.NoError(b, err)
+		require.Equal(b, digest, other)
+		received += float64(a.traffic().RecordsIn)
+		needed += float64(made[i] * (replicas - 1))
+	}
+	return received - before, needed
+}
+
+// newMesh returns replicas that all know each other, and have nothing more to tell.
+func newMesh(b *testing.B, replicas int) []*replica {
+	mesh := make([]*replica, replicas)
+	for i := range mesh {
+		mesh[i] = newReplica(b)
+		for _, other := range mesh[:i] {
+			mesh[i].pull(b, other)
+		}
+	}
+	time.Sleep(time.Second)
+	return mesh
+}
+
+// benchThird has a replica join two that are equal: what one has sent, the other
+// need not send.
+func benchThird(b *testing.B) {
+	const name = "bytes received by a third replica that joins two equal ones"
+	if !wanted(name) {
+		return
+	}
+	a, z := newReplica(b), newReplica(b)
+	defer a.close(b)
+	defer z.close(b)
+	a.fill(b, ascending(0, *entries))
+	z.pull(b, a)
+	join := func(peers ...*replica) float64 {
+		n := newReplica(b)
+		defer n.remove(b)
+		for _, peer := range peers {
+			require.NoError(b, n.AddPeer(peer.Addr().String(), nil))
+		}
+		n.sync(b)
+		_, err := n.Get(appendKey(nil, *entries-1), nil)
+		require.NoError(b, err)
+		return float64(n.traffic().BytesIn)
+	}
+	m := medians(3, func() float64 { return join(a) }, func() float64 { return join(a, z) })
+	report(b, figure{name: name, ours: m[1], unit: "bytes", other: m[0], than: "one copy", atMost: 1.02})
+}
+
+// benchAfterPowerCut has a replica lose changes that it had merged, and some that it
+// had made, in a power cut.
+func benchAfterPowerCut(b *testing.B) {
+	const name = "bytes received after a power cut that took 100 changes"
+	if !wanted(name) {
+		return
+	}
+	a, z := newReplica(b), newReplica(b)
+	defer a.close(b)
+	a.fill(b, ascending(0, *entries))
+	z.pull(b, a)
+	z.close(b) // all is durable now
+	z = openReplica(b, z.dir)
+	z.pull(b, a)
+	kept := tempDir(b)
+	require.NoError(b, os.CopyFS(kept, os.DirFS(z.dir)))
+	for i := range 50 {
+		require.NoError(b, a.Put(appendKey(nil, i), testValue(i+1, valueSize), nil))
+		require.NoError(b, z.Put(appendKey(nil, i+50), testValue(i+1, valueSize), nil))
+	}
+	a.pull(b, z)
+	z.sync(b)
+	a.part(b, z)
+	z.close(b)
+
+	db := openDB(b, kept)
+	r, err := replicator.Open(db, replicator.WithBootID(replicator.Options{Listen: "127.0.0.1:0"}, "the next one"))
+	require.NoError(b, err)
+	after := &replica{r, db, kept}
+	defer after.close(b)
+	after.pull(b, a)
+	for i := range 100 {
+		value, err := after.Get(appendKey(nil, i), nil)
+		require.NoError(b, err)
+		require.Equal(b, testValue(i%50+1, valueSize), value)
+	}
+	report(b, figure{name: name, ours: float64(after.traffic().BytesIn), unit: "bytes", other: 64 << 10, than: "limit", atMost: 1})
 }
 
 // spread writes 10,000 entries on the first replica of a mesh, and returns what
 // each replica received until all was quiet.
 func spread(b *testing.B, replicas, size int) (bytes, records []float64, payload float64) {
 	const n = 10_000
-	mesh := make([]*replica, replicas)
-	for i := range mesh {
-		mesh[i] = newReplica(b)
-		defer mesh[i].close(b)
-		for _, other := range mesh[:i] {
-			mesh[i].pull(b, other)
-		}
-	}
-	time.Sleep(time.Second) // the acknowledgements are through
+	mesh := newMesh(b, replicas)
 	var before []replicator.PeerStatus
 	for _, a := range mesh {
+		defer a.close(b)
 		before = append(before, a.traffic())
 	}
 	for i := range n {

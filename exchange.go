@@ -16,14 +16,15 @@ type entry struct {
 // that it is in the midst of.
 type pull struct {
 	cursor
-	wait  bool // answer only when there is something to say
-	empty bool // the puller has nothing of its own: adopted values are sent along, too
+	wait  bool   // answer only when there is something to say
+	empty bool   // the puller has nothing of its own: adopted values are sent along, too
+	stale uint64 // of the entries of the last page, how many were not needed
 }
 
 // page answers a pull. There are three kinds. One that follows the checkpoint has
 // everything up to a place in the log. One of a scan has a part of what one snapshot
 // holds. One that is sent ahead has changes from behind what follows, which has to
-// wait, and moves nothing.
+// wait, and moves no checkpoint.
 type page struct {
 	ahead bool
 	reset bool     // the pull's positions are not of this log: nothing is merged
@@ -33,7 +34,8 @@ type page struct {
 	to    position // up to where the page follows, or the head of the snapshot
 
 	// vector is what the sender knows as of that place, as far as it changed since the
-	// checkpoint or, if it is whole, all of it. A scan has it in its first page.
+	// checkpoint or, if it is whole, all of it. A scan has it in its first page. A page
+	// that is sent ahead has of it what changes made at the sender are known with it.
 	vector []Stamp
 	whole  bool
 

@@ -463,8 +463,15 @@ func (c *cluster) converge() {
 // disagree fails, and tells how far each node is.
 func (c *cluster) disagree(last error) {
 	var report strings.Builder
+	first := c.nodes[0].state()
 	for _, n := range c.nodes {
 		status, state := n.r.Status(), n.state()
+		for key, version := range state.versions {
+			if was := first.versions[key]; version != was || state.values[key] != first.values[key] {
+				fmt.Fprintf(&report, "key %.32q: %v %.32q at n0, %v %.32q at %s\n",
+					key, was, first.values[key], version, state.values[key], n.name)
+			}
+		}
 		fmt.Fprintf(&report, "%s: id %.8v, head %d, %d values, %d versions\n",
 			n.name, status.ID, status.Head, len(state.values), len(state.versions))
 		for _, p := range status.Peers {

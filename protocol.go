@@ -341,7 +341,7 @@ func (p *pull) append(dst []byte, epoch Origin) []byte {
 	if !p.seen.isZero() {
 		dst = appendPlace(dst, p.seen, epoch)
 	}
-	return dst
+	return binary.AppendUvarint(dst, p.stale)
 }
 
 func parsePull(b []byte, epoch Origin) (p pull, err error) {
@@ -361,6 +361,7 @@ func parsePull(b []byte, epoch Origin) (p pull, err error) {
 	if flags&pullSeen != 0 {
 		p.seen = r.place(epoch)
 	}
+	p.stale = r.uvarint()
 	if r.err == nil && p.joined && p.checkpoint.isZero() {
 		r.fail(errors.New("joined at no checkpoint"))
 	}
@@ -396,9 +397,9 @@ func (p *page) appendHeader(dst []byte, entries int, epoch Origin) []byte {
 	dst = binary.AppendUvarint(dst, flags)
 	if !p.ahead {
 		dst = appendPlace(dst, p.to, epoch)
-		if p.scan == scanNone || p.first {
-			dst = appendStamps(dst, p.vector, epoch)
-		}
+	}
+	if p.scan == scanNone || p.first {
+		dst = appendStamps(dst, p.vector, epoch)
 	}
 	switch p.scan {
 	case scanLog:
@@ -426,9 +427,9 @@ func parsePage(b []byte, maxValue int, epoch Origin) (p page, err error) {
 	}
 	if !p.ahead {
 		p.to = r.place(epoch)
-		if p.scan == scanNone || p.first {
-			p.vector = r.stamps(epoch)
-		}
+	}
+	if p.scan == scanNone || p.first {
+		p.vector = r.stamps(epoch)
 	}
 	switch p.scan {
 	case scanLog:

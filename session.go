@@ -102,7 +102,8 @@ type session struct {
 	pingNow    bool      // beat: send a ping
 	pinged     bool      // beat: answer a ping
 	pingToken  uint64    // the latest ping's
-	stated     uint64    // own head that the last pong stated
+	stated     uint64    // own head that the peer's SyncNow was told last
+	statedFor  uint64    // by the answer to the ping with this token
 	flushAsked bool      // serve: make everything durable, and say so
 	answers    bool      // the peer has answered a ping
 	answered   uint64    // token of the last answer
@@ -185,7 +186,7 @@ func (s *session) open() error {
 	if err := s.send(frameTerms, []byte{0}); err != nil { // everything is allowed
 		return err
 	}
-	return s.tellVector(true)
+	return s.tellWholeVector()
 }
 
 // decides is greeting.decides.
@@ -479,13 +480,19 @@ func (s *session) beat() error {
 	}
 }
 
-// answerPing tells the own head. What came up to there is no longer held back.
+// answerPing tells the own head. Where the peer's SyncNow has asked for it, what came up
+// to there is no longer held back.
 func (s *session) answerPing(token uint64) error {
 	head := s.store.head()
 	s.mu.Lock()
-	s.stated = head
+	awaited := token > s.statedFor
+	if awaited {
+		s.stated, s.statedFor = head, token
+	}
 	s.mu.Unlock()
-	signal(s.commits.wake)
+	if awaited {
+		signal(s.commits.wake)
+	}
 	return s.send(framePong, (&pong{token, head}).append(nil))
 }
 

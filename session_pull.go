@@ -24,9 +24,10 @@ type puller struct {
 	vector     []Stamp // of the scan's first page; nil: it went with the session that got it
 	held       bool    // the vector is at hand
 	blind      blindness
-	full       bool // a pull of everything was part of it
-	scanning   bool // a scan is under way
-	incomplete bool // something was left out: nothing that was merged since counts
+	full       bool   // a pull of everything was part of it
+	scanning   bool   // a scan is under way
+	incomplete bool   // something was left out: nothing that was merged since counts
+	stale      uint64 // entries of the last page that were not needed
 }
 
 // pull reads what the peer has, page by page. When all is merged, the peer holds the
@@ -128,7 +129,15 @@ func (u *puller) merge(p *page, next cursor) error {
 	if err != nil {
 		return err
 	}
-	return u.s.store.merge(c, &u.blind, u.progress(p, next))
+	if err := u.s.store.merge(c, &u.blind, u.progress(p, next)); err != nil {
+		return err
+	}
+	for _, wins := range c.wins {
+		if !wins {
+			u.stale++
+		}
+	}
+	return nil
 }
 
 // examine compares the entries of a page to what is here, and gets the values that
@@ -161,7 +170,10 @@ func (u *puller) examine(p *page) (*candidates, error) {
 func (u *puller) progress(p *page, next cursor) *progress {
 	s := u.s
 	progress := &progress{id: s.hello.id, record: s.record, next: next, stay: u.incomplete || p.ahead, witness: p.vector}
-	if next.caughtUp() && !progress.stay {
+	switch {
+	case p.ahead && !u.incomplete:
+		progress.join = p.vector
+	case next.caughtUp() && !progress.stay:
 		progress.join = p.vector
 		if p.scan != scanNone {
 			progress.join = u.vector
@@ -199,10 +211,15 @@ func (s *session) learn() error {
 // request asks for the next page. A replica that had nothing when the session
 // began wants adopted values sent along.
 func (u *puller) request(c cursor, empty, wait bool) error {
-	if err := u.s.tellVector(false); err != nil {
+	known := u.s.hello.epoch // where its log is followed, the checkpoint tells what of the peer's own is here
+	if c.scan != scanNone || !c.joined {
+		known = 0
+	}
+	if err := u.s.tellVector(known); err != nil {
 		return err
 	}
-	q := pull{cursor: c, wait: wait, empty: empty}
+	q := pull{cursor: c, wait: wait, empty: empty, stale: u.stale}
+	u.stale = 0
 	return u.s.send(framePull, q.append(nil, u.s.hello.epoch))
 }
 

@@ -64,6 +64,7 @@ func (s *session) serve() error {
 			if err := s.pulled(&p); err != nil {
 				return err
 			}
+			s.server.judgeRelay(p.stale, now)
 			waiting = &p
 		case keys := <-s.fetches:
 			if err := s.meet(); err != nil { // whoever asks for something has read our hello
@@ -157,7 +158,7 @@ func (n *newsTeller) tell(now time.Time) (again time.Duration, err error) {
 		return n.vectorAt.Sub(now), nil
 	default:
 		n.vectorAt = time.Time{}
-		return 0, s.tellVector(false)
+		return 0, s.tellVector(s.hello.epoch)
 	}
 	return 0, nil
 }
@@ -215,13 +216,26 @@ func (s *session) hasVectorNews() bool {
 }
 
 // tellVector tells the peer what this replica knows, as far as it has risen since it
-// was told last.
-func (s *session) tellVector(all bool) error {
+// was told last, unless only by what an origin made; 0: by anything.
+func (s *session) tellVector(but Origin) error {
 	s.telling.take()
 	defer s.telling.giveBack()
-	if !all && !s.store.known.roseSince(s.told, s.hello.epoch) {
+	if !s.store.known.roseSince(s.told, but) {
 		return nil
 	}
+	return s.sendVector()
+}
+
+// tellWholeVector tells the peer all that this replica knows.
+func (s *session) tellWholeVector() error {
+	s.telling.take()
+	defer s.telling.giveBack()
+	return s.sendVector()
+}
+
+// sendVector sends what the vector rose since the peer was told last. The caller holds
+// telling.
+func (s *session) sendVector() error {
 	news, head := s.store.known.since(s.told)
 	s.told = head
 	for _, payload := range vectorFrames(news, s.own.epoch) {

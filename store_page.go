@@ -46,6 +46,7 @@ type server struct {
 	scan   *scanView
 	ahead  uint64    // own records up to here were sent ahead
 	useful time.Time // until when nothing is held back
+	relay  uint64    // records that others made in the last page
 	warned bool      // of values that were left out
 
 	mu   sync.Mutex // guards what follows
@@ -83,21 +84,27 @@ func (v *server) knows(stamps ...Stamp) bool {
 	return true
 }
 
-// knowsAdopted reports whether the peer knows all adopted values that are here.
-func (v *server) knowsAdopted() bool {
-	a, _ := v.d.known.adoptions()
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return a.covered(v.peer)
-}
-
 // filter tells what a peer need not be offered in one page.
 type filter struct {
 	v       *server
 	adopted bool // no adopted value
 }
 
-func (v *server) filter() filter { return filter{v, v.knowsAdopted()} }
+// filter is as of what is known here, of which the caller holds mu: an adoption that is
+// learned of later must not be taken for one whose values the peer has.
+func (v *server) filter() filter {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return filter{v, v.d.known.adopted.covered(v.peer)}
+}
+
+// filterNow is for what was read before: no value in it is of an adoption that is yet
+// unknown.
+func (v *server) filterNow() filter {
+	v.d.known.mu.RLock()
+	defer v.d.known.mu.RUnlock()
+	return v.filter()
+}
 
 func (f filter) covers(v Version) bool {
 	if v.adopted() {
@@ -144,20 +151,34 @@ func (v *server) answer(q *pull, told uint64, idle bool, to sink) (a answer, err
 	return a, err
 }
 
+// judgeRelay takes in how much of the last page the peer did not need. Where most of what
+// is relayed is needed, as in a chain, nothing is held back for a while. Where it is
+// not, as in a mesh, the others have to be given the time to tell what they know.
+func (v *server) judgeRelay(stale uint64, now time.Time) {
+	switch relayed := v.relay; {
+	case relayed == 0:
+	case stale*5 <= relayed:
+		v.useful = now.Add(usefulFor)
+	default:
+		v.useful = time.Time{}
+	}
+	v.relay = 0
+}
+
 // follow answers from the backlog, if that reaches back to the checkpoint. The page
 // ends before the first record that is held back, or where it is full.
 func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, reaches bool) {
-	f, now := v.filter(), time.Now()
-	k := &v.d.known
+	k, now := &v.d.known, time.Now()
 	k.mu.RLock()
 	defer k.mu.RUnlock()
+	f := v.filter()
 	b, after := &k.backlog, q.checkpoint.seq
 	if !b.reaches(after) {
 		return a, false
 	}
 	upTo := k.head
 	var records []*backRecord
-	needed, needless, size := 0, 0, 0
+	relayed, size := uint64(0), 0
 	i := b.from(after)
 	for ; i < b.records.len(); i++ {
 		r := b.records.at(i)
@@ -170,19 +191,15 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 			}
 			break
 		}
-		switch {
-		case r.own || !free:
-		case known:
-			needless++
-		default:
-			needed++
-		}
 		if !known && !(r.own && !r.adopted() && r.seq <= v.ahead) {
 			records = append(records, r)
 			size += len(r.key) + len(r.value)
+			if !r.own {
+				relayed++
+			}
 		}
 	}
-	if len(records) == 0 && a.wait > 0 && v.sendAhead(f, i, &a, to) {
+	if len(records) == 0 && a.wait > 0 && v.sendAhead(f, i, after, &a, to) {
 		return a, true
 	}
 	if upTo == after && q.wait && (q.joined || upTo < q.seen.seq) {
@@ -204,20 +221,19 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 		a.quiet = true
 		return a, true
 	}
-	switch {
-	case needed > 4*needless:
-		v.useful = now.Add(usefulFor)
-	case needless > 0:
-		v.useful = time.Time{}
-	}
-	a.ready = true
+	a.ready, v.relay = true, relayed
 	send(records, &a, to)
 	return a, true
 }
 
-// sendAhead answers with changes made here that stand behind what is held back, each
-// key's latest. It reports whether there are any.
-func (v *server) sendAhead(f filter, i int, a *answer, to sink) bool {
+// sendAhead answers with changes made here that stand behind what is held back, the
+// record with index i, each key's latest. It reports whether there are any.
+//
+// With them the peer knows all that was made here up to the last of them: what came
+// before was merged with the checkpoint after, or sent ahead, too. It has to be told so,
+// or else it can't tell others, and in a mesh where all write they would hold records
+// back for each other until it is too late.
+func (v *server) sendAhead(f filter, i int, after uint64, a *answer, to sink) bool {
 	b := &v.d.known.backlog
 	var records []*backRecord
 	last, size := v.ahead, 0
@@ -233,6 +249,7 @@ func (v *server) sendAhead(f filter, i int, a *answer, to sink) bool {
 	}
 	v.ahead = last
 	a.page.ahead, a.ready = true, true
+	a.page.vector = v.d.known.madeBy(after, last)
 	send(records, a, to)
 	return true
 }
@@ -283,6 +300,26 @@ func (k *knowledge) ownAt(seq uint64) (clock uint64, known bool) {
 		}
 	}
 	return next - 1, next > 0
+}
+
+// madeBy returns what a peer knows of the own origin that has merged the log up to one
+// place, and from there on the changes made here up to another. The mark of an adoption
+// in between is not one of them, for it tells of adopted values, too. The caller holds mu.
+func (k *knowledge) madeBy(after, upTo uint64) []Stamp {
+	clock, known := k.ownAt(upTo)
+	if !known {
+		return nil
+	}
+	next := clock + 1
+	for i := k.backlog.rises.len() - 1; i >= 0 && k.backlog.rises.at(i).seq > after; i-- {
+		if r := k.backlog.rises.at(i); r.Origin == k.origin {
+			next = min(next, r.Clock)
+		}
+	}
+	if next == 0 {
+		return nil
+	}
+	return []Stamp{{next - 1, k.origin}}
 }
 
 // scanView is a scan under way: one snapshot, and where the next page begins.
@@ -442,7 +479,7 @@ func (v *server) keyPage(q *pull, a *answer, to sink) error {
 		s.index = newIndexReader(s, after, !a.page.first)
 		s.data = newWalker(s, nil)
 	}
-	f := v.filter()
+	f := v.filterNow()
 	for scanned := 0; ; scanned++ {
 		if a.entries >= v.d.settings.pageEntries || to.size() >= maxPageBytes || scanned >= maxPageScan {
 			break
@@ -512,7 +549,7 @@ func (v *server) recordsBelow(s *scanView, below uint64) (records []logged, reac
 	if s.log == nil {
 		s.log = newLogReader(s, s.after, s.to.seq)
 	}
-	f := v.filter()
+	f := v.filterNow()
 	ok := false
 	if s.placed {
 		ok = s.log.prev()

@@ -72,7 +72,7 @@ func (y *syncer) bringIn(ctx context.Context, addr string, session func() (*sess
 		if err == nil {
 			return nil
 		}
-		if ctx.Err() != nil || y.ctx.Err() != nil || try == sessions {
+		if ctx.Err() != nil || y.ctx.Err() != nil || try == sessions || !s.ended() {
 			return &PeerError{addr, "session", err}
 		}
 		select { // the session is ending

@@ -303,19 +303,16 @@ func (s *modelState) meet(i, j int) error {
 		s.pull(at[0], at[1]).puller.c = record.place()
 	}
 	for _, at := range [][2]int{{i, j}, {j, i}} {
-		if err := s.tell(at[0], at[1], true); err != nil {
+		if err := s.tell(at[0], at[1]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// tell is session.tellVector, and what the other side does with it.
-func (s *modelState) tell(i, j int, all bool) error {
+// tell is session.sendVector, and what the other side does with it.
+func (s *modelState) tell(i, j int) error {
 	l, d := s.pull(i, j), s.r[i].d
-	if !all && !d.known.roseSince(l.told, s.r[j].d.origin()) {
-		return nil
-	}
 	news, head := d.known.since(l.told)
 	l.told = head
 	session := s.session(j, i)
@@ -329,8 +326,14 @@ func (s *modelState) tell(i, j int, all bool) error {
 
 // ask sends a pull and returns what is answered; nil: nothing yet.
 func (s *modelState) ask(i, j int, c cursor, told uint64) (*page, error) {
-	if err := s.tell(i, j, false); err != nil {
-		return nil, err
+	known := s.r[j].d.origin() // as in puller.request
+	if c.scan != scanNone || !c.joined {
+		known = 0
+	}
+	if s.r[i].d.known.roseSince(s.pulls[i][j].told, known) {
+		if err := s.tell(i, j); err != nil {
+			return nil, err
+		}
 	}
 	s.own(j) // a snapshot is taken in the commit section
 	l := s.pull(i, j)

@@ -152,7 +152,7 @@ func TestNothingStarvesUnderLoad(t *testing.T) {
 				c.open()
 				require.NoError(t, n.sync())
 				c.net.SetDelay(n.name, source.name, 25*time.Millisecond)
-				stop, stopped := make(chan struct{}), make(chan int, 1)
+				r, stop, stopped := source.r, make(chan struct{}), make(chan int, 1)
 				go func() {
 					for i := 0; ; i++ {
 						select {
@@ -162,7 +162,7 @@ func TestNothingStarvesUnderLoad(t *testing.T) {
 						case <-time.After(5 * time.Millisecond):
 						}
 						for j := range 30 {
-							if source.r.Put(fmt.Appendf(nil, "key %d %d", i, j), []byte("value"), nil) != nil {
+							if r.Put(fmt.Appendf(nil, "key %d %d", i, j), []byte("value"), nil) != nil {
 								stopped <- i // the test has failed
 								return
 							}

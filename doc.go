@@ -4,8 +4,9 @@
 // A [Replicator] wraps a *leveldb.DB. Each put and each delete is committed in one
 // leveldb batch together with a record in a change log and a record in an index. Both
 // are stored under the reserved prefix "\xffreplicator\xff". In the background, sessions
-// with the configured peers read each other's change logs in reverse, from the head to
-// the records that are already merged. They merge entry by entry: the greater stamp wins.
+// with the configured peers read what is new in each other's change logs. They merge entry by
+// entry: the greater stamp wins. A version vector says what a replica knows, so that nothing
+// is sent to a replica that has it.
 // Every replica accepts reads and writes at all times, connected or not. Replicas that
 // can exchange changes, directly or through others, end in the same state.
 //

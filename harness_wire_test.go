@@ -152,8 +152,8 @@ func wireFullPageKnowing(epoch, head uint64, known []wireStamp, entries ...wireE
 	return b
 }
 
-// wireFullPull asks for everything: no flags, no checkpoint.
-func wireFullPull() []byte { return []byte{0, 0} }
+// wireFullPull asks for everything: no flags, no checkpoint, and nothing was not needed.
+func wireFullPull() []byte { return []byte{0, 0, 0} }
 
 func dialWire(t testing.TB, addr net.Addr) *wirePeer {
 	c, err := net.Dial("tcp", addr.String())

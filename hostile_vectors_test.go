@@ -118,7 +118,7 @@ func TestVectorOfAnImage(t *testing.T) {
 		"entry": func(p *wirePeer, epoch uint64) {
 			p.say(wirePage, wireFullPage(hi.epoch, 2, wireEntry{key: "k", clock: 1000, origin: epoch}))
 		},
-		"place": func(p *wirePeer, epoch uint64) { p.say(wirePull, wirePlace([]byte{4}, epoch, 1000)) },
+		"place": func(p *wirePeer, epoch uint64) { p.say(wirePull, append(wirePlace([]byte{4}, epoch, 1000), 0)) },
 	}
 	began := 0
 	for name, tell := range tells {
@@ -190,7 +190,7 @@ func TestResetInMidScan(t *testing.T) {
 		p := dialWire(t, h.Addr())
 		p.join(hi)
 		pull := append(append([]byte{8, 0}, 2), wirePlace(nil, 1<<63|99, 7)...) // a scan in key order, up to a place elsewhere
-		pull = wireBytes(append(pull, 0), "b")                                  // reached nothing, but the key
+		pull = append(wireBytes(append(pull, 0), "b"), 0)                       // reached nothing, but the key
 		p.say(wirePull, pull)
 		page := p.await(wirePage, 0)
 		flags, _ := binary.Uvarint(page)

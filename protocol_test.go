@@ -139,7 +139,7 @@ func wireMessages() (all []wireMessage) {
 			checkpoint: there(5), joined: true, scan: scanLog, upper: there(900), reached: 401, key: []byte{}, seen: there(900)}},
 		"pull of a scan in key order": {wait: true, empty: true, cursor: cursor{
 			scan: scanKeys, upper: there(9), key: []byte("m"), seen: there(12)}},
-		"pull behind a scan": {wait: true, cursor: cursor{checkpoint: there(900), seen: there(950)}},
+		"pull behind a scan": {wait: true, stale: 300, cursor: cursor{checkpoint: there(900), seen: there(950)}},
 	} {
 		add(name, framePull, p, p.append(nil, wireOtherEpoch))
 	}
@@ -148,7 +148,7 @@ func wireMessages() (all []wireMessage) {
 		"page":                      {to: at(9), vector: known, entries: wireEntries()},
 		"page of an earlier epoch":  {to: position{wireThirdEpoch, 9}},
 		"page behind a scan":        {to: at(12), vector: known, whole: true},
-		"page ahead":                {ahead: true, entries: wireEntries()[:1]},
+		"page ahead":                {ahead: true, vector: known[1:], entries: wireEntries()[:1]},
 		"page ahead, unsure":        {ahead: true, unsure: true, incomplete: true, entries: wireEntries()[:1]},
 		"page of a log scan, first": {scan: scanLog, first: true, to: at(900), vector: known, reached: 401, entries: wireEntries()[:2]},
 		"page of a log scan":        {scan: scanLog, to: at(950), reached: 201, entries: wireEntries()[1:2]},
@@ -279,6 +279,24 @@ func TestFramesByteForByte(t *testing.T) {
 		})
 	}
 	require.Len(t, kinds, frameFlush)
+}
+
+// TestProtocolExamples: the frames that docs/PROTOCOL.md takes apart are among the golden
+// ones.
+func TestProtocolExamples(t *testing.T) {
+	text, err := os.ReadFile("docs/PROTOCOL.md")
+	require.NoError(t, err)
+	golden := map[string]bool{}
+	for _, m := range wireMessages() {
+		golden[hex.EncodeToString(overPipe(func(c *conn) { c.send(m.kind, m.parts...) }))] = true
+	}
+	examples := regexp.MustCompile("(?s)\n```\n(.*?)\n```\n").FindAllStringSubmatch(string(text), -1)
+	require.Len(t, examples, 3)
+	for _, e := range examples {
+		frame := regexp.MustCompile(`(?m)^(.{35}).*$`).ReplaceAllString(e[1], "$1") // the rest explains it
+		frame = regexp.MustCompile(`\s`).ReplaceAllString(frame, "")
+		require.True(t, golden[frame], frame)
+	}
 }
 
 func TestFramesCutShort(t *testing.T) {

@@ -196,10 +196,12 @@ func (d *store) merge(c *candidates, blind *blindness, p *progress) error {
 			x.clock.witness(top)
 		}
 		x.now = time.Now()
+		ownLost := false
 		for i := range c.entries {
 			e, here := &c.entries[i], &c.local[i]
 			switch {
 			case c.wins[i]:
+				ownLost = ownLost || here.seq > 0 && here.Origin == x.origin && x.own > 0
 				x.add(change{key: e.key, value: e.value, Version: e.Version, old: here.seq, merged: true})
 			case here.unadopted:
 				// Whoever learns from the vector that the entry is known here has to be
@@ -207,6 +209,10 @@ func (d *store) merge(c *candidates, blind *blindness, p *progress) error {
 				x.clock.witness(0)
 				x.add(change{key: e.key, Version: here.Version, dataless: true, size: here.size})
 			}
+		}
+		if ownLost {
+			// The record that told of the own change goes. After a kill this row tells of it.
+			x.put(vectorKey(x.origin), vectorRow{x.own - 1, x.head}.append(nil))
 		}
 		if p != nil {
 			if err := x.join(p.join); err != nil {

@@ -382,6 +382,9 @@ func (op *opening) goOn(log *logReader) error {
 	if p.origin == origin {
 		own = p.own
 	}
+	if row, found := op.vector[origin]; found { // a change was superseded by one from elsewhere
+		own = max(own, row.clock+1)
+	}
 	for _, mark := range op.adoptions {
 		op.clock.witness(mark.Clock)
 		if mark.Origin == origin {

@@ -269,6 +269,20 @@ func TestVectorRisesAlone(t *testing.T) {
 	}
 }
 
+// TestVectorOwnSuperseded: a change from elsewhere takes the place of an own one, whose
+// record goes from the log, and a kill follows. The own one is still known: a peer that
+// has told that it knows it does not tell so again.
+func TestVectorOwnSuperseded(t *testing.T) {
+	w := newWalk(t, modelConfig{base: 1, keys: 1, chain: true, backlog: modelBacklog, page: 10})
+	w.do(stepWrite, 0, 0)
+	w.do(stepWrite, 1, 0) // the greater origin
+	w.do(stepPull, 1, 0)
+	w.do(stepPull, 0, 1)
+	w.do(stepRestart, 0)
+	require.True(t, w.knows(0, 1), "the replica does not know what it made itself")
+	w.ends()
+}
+
 // TestVectorAdoptionEnds: an adoption ends, and its mark is learned, in the midst of a
 // scan that does not hold all that was taken in. The rest is not taken for known, neither
 // by the one that scans nor by the one that it asks then.

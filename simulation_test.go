@@ -242,11 +242,6 @@ func (s *simulation) host() *node {
 	}
 }
 
-// named returns the node of a name.
-func (s *simulation) named(name string) *node {
-	return s.nodes[slices.IndexFunc(s.nodes, func(n *node) bool { return n.name == name })]
-}
-
 // step lets one thing happen, and some time pass.
 func (s *simulation) step() {
 	n := s.any()

@@ -39,7 +39,10 @@ type page struct {
 	vector []Stamp
 	whole  bool
 
-	unsure     bool // the sender is in the midst of a scan of its own
+	// seen is what the sender knows as of a page that is sent ahead. heard is what the
+	// makers of changes that it has may have known besides, as far as it was not told.
+	seen, heard []Stamp
+
 	incomplete bool // something was left out that the sender could not read
 
 	reached uint64  // of a scan of the log: read down to this record

@@ -421,3 +421,6 @@ func BeginEpoch(r *Replicator) error {
 	}
 	return nil
 }
+
+// Stamp returns the stamp of the change that a token names.
+func (t Token) Stamp() Stamp { return t.stamp }

@@ -178,10 +178,6 @@ func (s *modelState) hangUp(i int) {
 
 func (s *modelState) hangUpPair(i, j int) {
 	for _, at := range [][2]int{{i, j}, {j, i}} {
-		l := s.pulls[at[0]][at[1]]
-		if r := s.r[at[0]]; l != nil && l.puller.scanning && r != nil {
-			s.own(at[0]).d.scans.Add(-1)
-		}
 		s.pulls[at[0]][at[1]] = &modelPull{}
 		s.pulls[at[0]][at[1]].seal()
 	}
@@ -203,7 +199,6 @@ func (r *modelReplica) copy() *modelReplica {
 		c.peers[id] = &peerRecord{cursor: p.cursor, unsaved: p.unsaved, epochs: p.epochs, meeting: p.meeting}
 	}
 	c.meetings.Store(d.meetings.Load())
-	c.scans.Store(d.scans.Load())
 	x := &d.commits.section
 	c.commits.engine, c.commits.over = disk, make(chan struct{})
 	c.commits.section = section{
@@ -212,10 +207,11 @@ func (r *modelReplica) copy() *modelReplica {
 	}
 	k, n := &d.known, &c.known
 	n.head, n.origin, n.history, n.own, n.changes = k.head, k.origin, k.history, k.own, k.changes
+	n.heard = maps.Clone(k.heard)
 	n.rows, n.order, n.adopted = maps.Clone(k.rows), slices.Clone(k.order), maps.Clone(k.adopted)
 	b := &k.backlog
 	n.backlog = backlog{
-		limit: b.limit, size: b.size, after: b.after, arena: make([]byte, 0, 64),
+		limit: b.limit, size: b.size, after: b.after, dropped: maps.Clone(b.dropped), arena: make([]byte, 0, 64),
 		records: deque[backRecord]{all: slices.Clone(b.records.all[b.records.start:])},
 		rises:   deque[rise]{all: slices.Clone(b.rises.all[b.rises.start:])},
 	}
@@ -367,6 +363,7 @@ func (s *modelState) arrive(i, j int, p *page) (err error) {
 	l := s.pull(i, j)
 	u := l.puller
 	u.s = s.session(i, j)
+	u.heard, u.arbiter = vector{}, arbiter{peer: u.s.server, heard: vector{}}
 	u.s.news, _ = s.r[j].d.known.adoptions()
 	if l.next, err = u.arrive(p); err == nil {
 		l.found, err = u.examine(p)
@@ -410,6 +407,7 @@ func (s *modelState) merge(i, j int) (done bool, err error) {
 	u := l.puller
 	u.s = s.session(i, j)
 	found := *l.found
+	found.arbiter = nil // what only counts and tells is not of the state
 	found.local, found.wins, found.blind = slices.Clone(found.local), slices.Clone(found.wins), slices.Clone(found.blind)
 	d := s.r[i].d
 	if err := d.merge(&found, &u.blind, u.progress(l.page, l.next)); err != nil {
@@ -790,7 +788,7 @@ func (r *modelReplica) seal() {
 	h, d := make(modelHash, 0, 2048), r.d
 	h.rows(r.disk.modelRows)
 	k, x := &d.known, &d.commits.section
-	h.num(k.head, k.own, uint64(k.origin), x.clock.next, x.clock.ceiling, x.above, x.floor, uint64(d.scans.Load()), k.backlog.after)
+	h.num(k.head, k.own, uint64(k.origin), x.clock.next, x.clock.ceiling, x.above, x.floor, k.backlog.after)
 	for _, o := range slices.Sorted(maps.Keys(k.rows)) {
 		h.num(uint64(o), k.rows[o].clock, k.rows[o].risen)
 	}
@@ -835,7 +833,6 @@ func (l *modelPull) seal() {
 	h = u.c.append(h)
 	h.bool(u.held)
 	h.stamps(u.vector)
-	h.bool(u.scanning)
 	h.bool(u.blind.on)
 	h.bool(u.blind.begin)
 	h.num(u.blind.above, l.told, l.ahead)

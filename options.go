@@ -72,6 +72,20 @@ type Options struct {
 	// The default value is empty.
 	Cluster string
 
+	// OnConflict is called for each pair of changes of one key that were made without
+	// knowledge of each other, of which one has replaced the other or has been ignored.
+	// It is called on every replica where the two meet, which for most pairs is one or
+	// two, by one goroutine, in the order in which they were merged, and with no lock
+	// held. Up to 1,000 conflicts wait for it; Status counts what is dropped beyond.
+	//
+	// A handler may read and write. One that writes must either be deterministic, so that
+	// all replicas write the same, or act only where Conflict.LostHere is true: otherwise
+	// what it writes on one replica is in conflict with what it writes on another. It
+	// must not call Close, which waits for it.
+	//
+	// The default value is nil: conflicts are only counted, in Status.
+	OnConflict func(Conflict)
+
 	// Logger receives changes of state and warnings.
 	//
 	// The default value is nil: nothing is logged.
@@ -209,7 +223,7 @@ func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 // store returns the settings of the store.
 func (o *Options) store() storeSettings {
 	return storeSettings{
-		logger: o.Logger, maxValue: o.MaxValueSize, skipAdoption: o.SkipAdoption, recovered: o.Recovered,
+		logger: o.Logger, maxValue: o.MaxValueSize, skipAdoption: o.SkipAdoption, recovered: o.Recovered, onConflict: o.OnConflict,
 		backlog: o.BacklogBytes, durableEvery: o.durableEvery, bootID: o.bootID(), pageEntries: o.pageEntries, rescan: o.rescan,
 	}
 }

@@ -378,6 +378,7 @@ const (
 	pageIncomplete = 64
 	pageLog        = 128
 	pageKeys       = 256
+	pageSeen       = 512
 )
 
 // appendHeader adds the page up to its entries; epoch is the sender's.
@@ -388,7 +389,7 @@ func (p *page) appendHeader(dst []byte, entries int, epoch Origin) []byte {
 		set  bool
 	}{
 		{pageAhead, p.ahead}, {pageReset, p.reset}, {pageFirst, p.first}, {pageLast, p.last}, {pageWhole, p.whole},
-		{pageUnsure, p.unsure}, {pageIncomplete, p.incomplete}, {pageLog, p.scan == scanLog}, {pageKeys, p.scan == scanKeys},
+		{pageUnsure, len(p.heard) > 0}, {pageSeen, len(p.seen) > 0}, {pageIncomplete, p.incomplete}, {pageLog, p.scan == scanLog}, {pageKeys, p.scan == scanKeys},
 	} {
 		if f.set {
 			flags |= f.flag
@@ -400,6 +401,11 @@ func (p *page) appendHeader(dst []byte, entries int, epoch Origin) []byte {
 	}
 	if p.scan == scanNone || p.first {
 		dst = appendStamps(dst, p.vector, epoch)
+	}
+	for _, stamps := range [][]Stamp{p.seen, p.heard} {
+		if len(stamps) > 0 {
+			dst = appendStamps(dst, stamps, epoch)
+		}
 	}
 	switch p.scan {
 	case scanLog:
@@ -415,10 +421,10 @@ func parsePage(b []byte, maxValue int, epoch Origin) (p page, err error) {
 	flags := r.uvarint()
 	has := func(flag uint64) bool { return flags&flag != 0 }
 	p.ahead, p.reset, p.first, p.last, p.whole = has(pageAhead), has(pageReset), has(pageFirst), has(pageLast), has(pageWhole)
-	p.unsure, p.incomplete = has(pageUnsure), has(pageIncomplete)
+	p.incomplete = has(pageIncomplete)
 	switch {
 	case has(pageLog) && has(pageKeys) || (p.first || p.last) && flags&(pageLog|pageKeys) == 0 ||
-		p.ahead && flags&^(pageAhead|pageUnsure|pageIncomplete) != 0 || p.reset && !(p.first && has(pageKeys)):
+		p.ahead && flags&^(pageAhead|pageUnsure|pageSeen|pageIncomplete) != 0 || !p.ahead && has(pageSeen) || p.reset && !(p.first && has(pageKeys)):
 		r.fail(fmt.Errorf("flags %x", flags))
 	case has(pageLog):
 		p.scan = scanLog
@@ -431,6 +437,16 @@ func parsePage(b []byte, maxValue int, epoch Origin) (p page, err error) {
 	if p.scan == scanNone || p.first {
 		p.vector = r.stamps(epoch)
 	}
+	for _, list := range []struct {
+		flag   uint64
+		stamps *[]Stamp
+	}{{pageSeen, &p.seen}, {pageUnsure, &p.heard}} {
+		if has(list.flag) {
+			if *list.stamps = r.stamps(epoch); r.err == nil && len(*list.stamps) == 0 {
+				r.fail(fmt.Errorf("flags %x, and nothing to it", flags))
+			}
+		}
+	}
 	switch p.scan {
 	case scanLog:
 		p.reached = r.uvarint()
@@ -441,18 +457,28 @@ func parsePage(b []byte, maxValue int, epoch Origin) (p page, err error) {
 	return p, wrapProtocol("page", r.finish())
 }
 
+const (
+	valuesIncomplete = 1
+	valuesUnsure     = 2
+)
+
 // values answers a fetch: entries for the first of the keys that were asked for, less
 // those that the sender has forgotten.
 type values struct {
 	answered   uint64
-	incomplete bool // something else is left out, that the sender could not read
+	incomplete bool    // something else is left out, that the sender could not read
+	heard      []Stamp // as that of a page
 	entries    []entry
 }
 
 func parseValues(b []byte, maxValue int, epoch Origin) (v values, err error) {
 	r := decoder{rest: b}
 	v.answered = r.uvarint()
-	v.incomplete = r.byte() != 0
+	flags := r.byte()
+	v.incomplete = flags&valuesIncomplete != 0
+	if flags&valuesUnsure != 0 {
+		v.heard = r.stamps(epoch)
+	}
 	v.entries = r.entries(maxValue, epoch)
 	return v, wrapProtocol("values", r.finish())
 }
@@ -529,12 +555,18 @@ func (w *entryWriter) page(p *page, entries int) [][]byte {
 }
 
 // values returns the payload of a values frame that deals with as many keys.
-func (w *entryWriter) values(answered, entries int, incomplete bool) [][]byte {
+func (w *entryWriter) values(answered, entries int, incomplete bool, heard []Stamp) [][]byte {
 	header := binary.AppendUvarint(nil, uint64(answered))
+	var flags byte
 	if incomplete {
-		header = append(header, 1)
-	} else {
-		header = append(header, 0)
+		flags |= valuesIncomplete
+	}
+	if len(heard) > 0 {
+		flags |= valuesUnsure
+	}
+	header = append(header, flags)
+	if len(heard) > 0 {
+		header = appendStamps(header, heard, w.epoch)
 	}
 	return w.behind(binary.AppendUvarint(header, uint64(entries)))
 }

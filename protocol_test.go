@@ -77,7 +77,7 @@ func (p *page) encode() []byte {
 }
 
 func (v *values) encode() []byte {
-	return bytes.Join(written(v.entries).values(int(v.answered), len(v.entries), v.incomplete), nil)
+	return bytes.Join(written(v.entries).values(int(v.answered), len(v.entries), v.incomplete, v.heard), nil)
 }
 
 // wireEntries has an entry of each kind. Two of them have the origin of the one before.
@@ -149,12 +149,12 @@ func wireMessages() (all []wireMessage) {
 		"page of an earlier epoch":  {to: position{wireThirdEpoch, 9}},
 		"page behind a scan":        {to: at(12), vector: known, whole: true},
 		"page ahead":                {ahead: true, vector: known[1:], entries: wireEntries()[:1]},
-		"page ahead, unsure":        {ahead: true, unsure: true, incomplete: true, entries: wireEntries()[:1]},
+		"page ahead, unsure":        {ahead: true, seen: known[1:], heard: known, incomplete: true, entries: wireEntries()[:1]},
 		"page of a log scan, first": {scan: scanLog, first: true, to: at(900), vector: known, reached: 401, entries: wireEntries()[:2]},
 		"page of a log scan":        {scan: scanLog, to: at(950), reached: 201, entries: wireEntries()[1:2]},
 		"page of a log scan, last":  {scan: scanLog, last: true, to: at(950), reached: 6},
 		"page in key order, first":  {scan: scanKeys, first: true, whole: true, to: at(9), vector: known, key: []byte("f"), entries: wireEntries()},
-		"page in key order, unsure": {scan: scanKeys, unsure: true, incomplete: true, to: at(9), key: []byte("m"), entries: wireEntries()[:1]},
+		"page in key order, unsure": {scan: scanKeys, heard: known, incomplete: true, to: at(9), key: []byte("m"), entries: wireEntries()[:1]},
 		"page in key order, last":   {scan: scanKeys, last: true, to: at(9), key: []byte("z")},
 		"page of another log":       {scan: scanKeys, reset: true, first: true, last: true, whole: true, to: at(9), key: []byte("f"), vector: known, entries: wireEntries()[:2]},
 		"page in key order, newer":  {scan: scanKeys, first: true, to: at(900), vector: known[:1], key: []byte("b"), entries: wireEntries()[:2]},
@@ -171,8 +171,8 @@ func wireMessages() (all []wireMessage) {
 	keys := [][]byte{[]byte("a"), []byte("c")}
 	add("fetch", frameFetch, keys, appendFetch(nil, keys))
 	large := entry{key: []byte("c"), Version: adoptedVersion([]byte("large")), value: []byte("large")}
-	add("values", frameValues, &values{2, false, []entry{large}}, written([]entry{large}).values(2, 1, false)...)
-	add("values, incomplete", frameValues, &values{1, true, []entry{}}, written(nil).values(1, 0, true)...)
+	add("values", frameValues, &values{2, false, nil, []entry{large}}, written([]entry{large}).values(2, 1, false, nil)...)
+	add("values, incomplete", frameValues, &values{1, true, known, []entry{}}, written(nil).values(1, 0, true, known)...)
 	add("ping", framePing, uint64(3), []byte{3})
 	add("pong", framePong, &pong{3, 300}, (&pong{3, 300}).append(nil))
 	return all

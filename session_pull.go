@@ -24,16 +24,21 @@ type puller struct {
 	vector     []Stamp // of the scan's first page; nil: it went with the session that got it
 	held       bool    // the vector is at hand
 	blind      blindness
+	arbiter    arbiter
+	heard      vector // what the makers of entries that are yet to be merged may have known
 	full       bool   // a pull of everything was part of it
-	scanning   bool   // a scan is under way
 	incomplete bool   // something was left out: nothing that was merged since counts
 	stale      uint64 // entries of the last page that were not needed
+}
+
+func newPuller(s *session) *puller {
+	return &puller{s: s, c: s.record.place(), arbiter: arbiter{peer: s.server, heard: vector{}}, heard: vector{}}
 }
 
 // pull reads what the peer has, page by page. When all is merged, the peer holds the
 // pull until there is something new.
 func (s *session) pull() error {
-	u := &puller{s: s, c: s.record.place()}
+	u := newPuller(s)
 	defer u.endScan()
 	empty := s.store.head() == 0 && !s.store.adopter.running()
 	if u.c.checkpoint.isZero() || u.c.scan != scanNone {
@@ -90,7 +95,7 @@ func (s *session) pull() error {
 // arrive takes in what a page says of the log, before its entries are merged, and
 // returns the cursor as it will be then.
 func (u *puller) arrive(p *page) (cursor, error) {
-	s, before := u.s, u.c
+	before := u.c
 	next, err := u.c.advance(p, u.held)
 	if err != nil {
 		return next, err
@@ -108,19 +113,45 @@ func (u *puller) arrive(p *page) (cursor, error) {
 	case p.to != before.upper:
 		u.blind, u.held, u.vector = blindness{}, false, nil
 	}
-	if scanning := next.scan != scanNone; scanning != u.scanning {
-		u.scanning = scanning
-		if scanning {
-			s.store.scans.Add(1)
-		} else {
-			s.store.scans.Add(-1)
-		}
-	}
 	if p.incomplete && !u.incomplete {
 		u.incomplete = true
 		u.repeatLater()
 	}
-	return next, s.hears(p.vector)
+	return next, u.hear(p)
+}
+
+// hear takes in what a page says of what its sender knows, or has heard.
+func (u *puller) hear(p *page) error {
+	s := u.s
+	switch {
+	case p.scan == scanNone && !p.ahead:
+		u.arbiter.before, u.arbiter.head = nil, 0
+	case p.first || len(p.heard) > 0:
+		u.arbiter.scans(s.store)
+	}
+	for _, stamps := range [][]Stamp{p.vector, p.seen} {
+		if err := s.hears(stamps); err != nil {
+			return err
+		}
+	}
+	u.heard.join(p.vector)
+	u.heard.join(p.seen)
+	return u.hearOf(p.heard)
+}
+
+// hearOf takes in what the peer has heard, which it need not have.
+func (u *puller) hearOf(heard []Stamp) error {
+	if err := checkClocks("vector", heard); err != nil {
+		return err
+	}
+	for _, h := range heard {
+		if u.s.store.isImage(h) {
+			return u.s.y.suspectImage()
+		}
+	}
+	u.heard.join(heard)
+	u.arbiter.heard.join(heard)
+	return checkOrigins(len(u.arbiter.heard))
 }
 
 // merge merges a page, with its progress in the batch of the last entries.
@@ -137,6 +168,9 @@ func (u *puller) merge(p *page, next cursor) error {
 			u.stale++
 		}
 	}
+	if slices.Contains(c.wins, true) || next.scan != scanNone {
+		clear(u.heard)
+	}
 	return nil
 }
 
@@ -148,7 +182,7 @@ func (u *puller) examine(p *page) (*candidates, error) {
 	if err := u.judge(p.entries); err != nil {
 		return nil, err
 	}
-	c, err := s.store.examine(p.entries, &u.blind)
+	c, err := s.store.examineBy(p.entries, &u.blind, &u.arbiter)
 	if err != nil {
 		return nil, err
 	}
@@ -156,13 +190,14 @@ func (u *puller) examine(p *page) (*candidates, error) {
 		if err := u.fetch(p.entries, missing); err != nil {
 			return nil, err
 		}
-		if c, err = s.store.examine(withoutIndices(p.entries, missing), &u.blind); err != nil {
+		if c, err = s.store.examineBy(withoutIndices(p.entries, missing), &u.blind, &u.arbiter); err != nil {
 			return nil, err
 		}
 		if len(c.missing()) > 0 {
 			return nil, fmt.Errorf("%w: page: an entry came to win while others were fetched", ErrProtocol)
 		}
 	}
+	c.hear = u.heard.stamps()
 	return c, nil
 }
 
@@ -285,10 +320,6 @@ func (u *puller) takeTurn() error { return u.s.y.turns.take(u.s) }
 // endScan lets others have their turn.
 func (u *puller) endScan() {
 	u.s.y.turns.giveBack(u.s)
-	if u.scanning {
-		u.scanning = false
-		u.s.store.scans.Add(-1)
-	}
 }
 
 // repeatLater ends the session after a while, so that what the peer could not read is
@@ -336,11 +367,15 @@ func (u *puller) fetch(entries []entry, indices []int) error {
 		if err := u.judge(v.entries); err != nil {
 			return err
 		}
+		if err := u.hearOf(v.heard); err != nil {
+			return err
+		}
 		var blind blindness
-		c, err := s.store.examine(v.entries, &blind)
+		c, err := s.store.examineBy(v.entries, &blind, &u.arbiter)
 		if err != nil {
 			return err
 		}
+		c.hear = append(s.server.known().stamps(), u.heard.stamps()...)
 		if c.missing() != nil {
 			return fmt.Errorf("%w: values: an entry comes without its value", ErrProtocol)
 		}

@@ -76,7 +76,10 @@ func (s *session) serve() error {
 				err = news.tellAdoptions() // as before a page
 			}
 			if err == nil {
-				err = s.send(frameValues, out.values(answered, n, incomplete)...)
+				err = s.tellVector(0) // the versions may be later than what it was told
+			}
+			if err == nil {
+				err = s.send(frameValues, out.values(answered, n, incomplete, s.server.tellHeard(nil))...)
 			}
 			if err != nil {
 				return err

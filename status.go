@@ -23,6 +23,7 @@ type Status struct {
 	Listening  string         `json:"listening,omitempty"` // address that peers can dial
 	Failed     string         `json:"failed,omitempty"`    // why writes are refused
 	Adoption   AdoptionStatus `json:"adoption"`
+	Conflicts  ConflictStatus `json:"conflicts"`
 	Peers      []PeerStatus   `json:"peers"` // configured peers by address, then peers that dialled in
 }
 
@@ -31,6 +32,19 @@ type Status struct {
 type VectorStatus struct {
 	Origins int    `json:"origins"` // number of openings whose changes are known
 	Sum     string `json:"sum"`     // 16 hexadecimal digits
+}
+
+// ConflictStatus counts the conflicts that were found since Open. Without
+// Options.OnConflict, those are missing whose keys could only have been found by looking
+// them up on disk for the purpose: of changes from a peer that has not yet told that it
+// knows what was written here longer ago than the backlog reaches.
+type ConflictStatus struct {
+	Count     uint64 `json:"count"`
+	Uncertain uint64 `json:"uncertain"` // how many of them are uncertain
+	Dropped   uint64 `json:"dropped"`   // how many OnConflict was not called for, as too many were waiting
+
+	// Last are the last 32, without values.
+	Last []Conflict `json:"last"`
 }
 
 // AdoptionStatus is the progress of adopting the keys that the database held before it
@@ -90,6 +104,7 @@ func (r *Replicator) Status() Status {
 		LogRecords: uint64(d.commits.visible.records.Load()),
 		Vector:     vectorStatus(d.known.all()),
 		Adoption:   AdoptionStatus{progress.done, progress.adopted, progress.skipped, d.adopter.fault()},
+		Conflicts:  conflictStatus(&d.conflicts),
 		Peers:      []PeerStatus{},
 	}
 	if err := d.failure(); err != nil {
@@ -126,6 +141,11 @@ func (r *Replicator) Status() Status {
 	}
 	slices.SortFunc(s.Peers[configured:], func(a, b PeerStatus) int { return cmp.Compare(a.Addr, b.Addr) })
 	return s
+}
+
+func conflictStatus(q *conflicts) ConflictStatus {
+	count, unsure, dropped, last := q.counts()
+	return ConflictStatus{count, unsure, dropped, last}
 }
 
 func vectorStatus(v vector) VectorStatus {

@@ -18,13 +18,13 @@ import (
 // peers. It knows nothing of connections. Its methods are safe for concurrent use.
 type store struct {
 	engine
-	commits  committer
-	known    knowledge
-	settings storeSettings
-	adopter  *adopter
-	durable  durability
-	scans    atomic.Int64 // of peers' databases that are under way
-	imaged   time.Time    // when an epoch began because of an image; belongs to the commit section
+	commits   committer
+	known     knowledge
+	settings  storeSettings
+	adopter   *adopter
+	durable   durability
+	conflicts conflicts
+	imaged    time.Time // when an epoch began because of an image; belongs to the commit section
 
 	ctx    context.Context // done when the background work must end
 	cancel context.CancelFunc
@@ -48,6 +48,7 @@ type storeSettings struct {
 	maxValue     int // bytes
 	skipAdoption bool
 	recovered    bool
+	onConflict   func(Conflict)
 	bootID       string
 	backlog      int // bytes
 	durableEvery time.Duration
@@ -74,6 +75,9 @@ func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
 	d.wg.Go(func() { d.adopter.run(d.ctx) })
 	d.wg.Go(func() { d.sweep(d.ctx) })
 	d.wg.Go(func() { d.keepDurable(d.ctx) })
+	if d.conflicts.handler != nil {
+		d.wg.Go(func() { d.conflicts.run(d.ctx) })
+	}
 	return d, nil
 }
 
@@ -88,7 +92,8 @@ func newStore(op *opening, settings storeSettings) *store {
 		c: &d.commits, d: d, origin: origin, batch: new(leveldb.Batch),
 		clock: op.clock, above: op.clock.next, head: op.head, floor: op.floor, records: op.records,
 	}
-	d.known.load(op.head, origin, op.history, op.vector, op.adoptions, settings.backlog)
+	d.conflicts = conflicts{handler: settings.onConflict, wake: make(chan struct{}, 1)}
+	d.known.load(op, origin, settings.backlog)
 	d.commits.published = d.publish
 	d.commits.publish()
 	d.durable.load(op.durable)
@@ -131,6 +136,9 @@ func (d *store) enter(sync bool, work func(*section) error) error {
 // publish shows readers what a commit did. It is called in the commit section.
 func (d *store) publish(local bool) {
 	x := &d.commits.section
+	if len(x.conflicts) > 0 {
+		d.conflicts.add(x.conflicts)
+	}
 	if x.head == x.start.head && len(x.learned) == 0 && x.epoch == nil {
 		return
 	}

@@ -16,6 +16,7 @@ type backlog struct {
 	after   uint64 // everything behind this sequence is here
 	records deque[backRecord]
 	rises   deque[rise]
+	dropped vector // covers every record that is no longer here
 	arena   []byte // where the next keys and values go
 }
 
@@ -37,7 +38,19 @@ const (
 	arenaSize    = 64 << 10
 )
 
-func newBacklog(head uint64, limit int) backlog { return backlog{limit: limit, after: head} }
+// newBacklog returns an empty backlog, behind what is known. The caller holds the
+// knowledge, which has taken in the last commit.
+func newBacklog(k *knowledge, limit int) backlog {
+	dropped := make(vector, len(k.rows)+len(k.heard)+1)
+	for o, row := range k.rows {
+		dropped[o] = row.clock
+	}
+	dropped.join(k.heard.stamps())
+	if k.own > 0 {
+		dropped.raise(Stamp{k.own - 1, k.origin})
+	}
+	return backlog{limit: limit, after: k.head, dropped: dropped}
+}
 
 // add takes in a commit. The section is published right after.
 func (b *backlog) add(x *section) {
@@ -46,7 +59,7 @@ func (b *backlog) add(x *section) {
 		size += len(x.changes[i].key) + min(len(x.changes[i].value), backlogValue) + backlogExtra
 	}
 	if size > b.limit {
-		b.clear(x.head)
+		*b = newBacklog(&x.d.known, b.limit)
 		return
 	}
 	for i := range x.changes {
@@ -70,6 +83,9 @@ func (b *backlog) add(x *section) {
 	}
 	for b.size > b.limit && b.records.len() > 0 {
 		r := b.records.pop()
+		if !r.adopted() {
+			b.dropped.raise(r.Stamp)
+		}
 		b.size -= len(r.key) + len(r.value) + backlogExtra
 		b.after = r.seq
 	}
@@ -81,9 +97,6 @@ func (b *backlog) add(x *section) {
 		b.after = x.head
 	}
 }
-
-// clear forgets everything up to a head.
-func (b *backlog) clear(head uint64) { *b = newBacklog(head, b.limit) }
 
 // copy keeps bytes in the arena.
 func (b *backlog) copy(p []byte) []byte {

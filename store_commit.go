@@ -185,6 +185,7 @@ func (c *committer) finish(sync, local bool) error {
 	x := &c.section
 	x.addRows()
 	x.addRises()
+	x.addHeard()
 	if x.batch.Len() > 0 {
 		if err := c.write(x.batch, sync); err != nil {
 			return err
@@ -273,16 +274,19 @@ type change struct {
 // section assembles one commit. Its holder has exclusive access: the database and the
 // fields of the section do not change until the commit is complete.
 type section struct {
-	c       *committer
-	d       *store
-	origin  Origin
-	batch   *leveldb.Batch
-	changes []change
-	rises   []Stamp   // of the vector
-	learned adoptions // news of adoptions
-	epoch   *epoch    // one that begins
-	ended   *rise     // what was made in the one before
-	now     time.Time // when changes from elsewhere are merged
+	c         *committer
+	d         *store
+	origin    Origin
+	batch     *leveldb.Batch
+	changes   []change
+	rises     []Stamp    // of the vector
+	learned   adoptions  // news of adoptions
+	epoch     *epoch     // one that begins
+	ended     *rise      // what was made in the one before
+	heard     []Stamp    // what the makers of merged changes may have known
+	hears     vector     // what was heard and is not known, if that changes
+	conflicts []Conflict // that were found
+	now       time.Time  // when changes from elsewhere are merged
 
 	clock   clock
 	head    uint64 // sequence of the last record, including those gathered
@@ -303,6 +307,7 @@ func (x *section) begin() {
 	x.batch.Reset()
 	x.changes = x.changes[:0]
 	x.rises, x.learned, x.epoch, x.ended = x.rises[:0], nil, nil, nil
+	x.heard, x.hears, x.conflicts = x.heard[:0], nil, nil
 	x.start.head, x.start.records, x.start.own, x.start.above = x.head, x.records, x.own, x.above
 }
 

@@ -33,6 +33,9 @@ type candidates struct {
 	// adopting says that a key without an index record may hold an old value. It
 	// is read before the lookups: adoption can end between them.
 	adopting bool
+
+	arbiter *arbiter // finds conflicts; nil: nobody does
+	hear    []Stamp  // what the makers of the entries may have known
 }
 
 // blindness is what lets the entries of one snapshot win without a lookup: what was
@@ -48,7 +51,13 @@ type blindness struct {
 // examine compares entries, which must be in ascending order of their keys, to
 // what is here, and rejects clocks that are out of bounds.
 func (d *store) examine(entries []entry, blind *blindness) (*candidates, error) {
+	return d.examineBy(entries, blind, nil)
+}
+
+// examineBy is examine, and has conflicts found.
+func (d *store) examineBy(entries []entry, blind *blindness, j *arbiter) (*candidates, error) {
 	c := &candidates{
+		arbiter:  j,
 		entries:  entries,
 		local:    make([]local, len(entries)),
 		wins:     make([]bool, len(entries)),
@@ -60,6 +69,9 @@ func (d *store) examine(entries []entry, blind *blindness) (*candidates, error) 
 	above := d.commits.visible.above.Load()
 	if blind.on {
 		above = min(above, blind.above) // the section finds out whether it still counts
+	}
+	if d.mustLook(j) {
+		above = unbounded
 	}
 	look := make([]int, 0, len(entries))
 	for i := range entries {
@@ -180,6 +192,9 @@ func (d *store) merge(c *candidates, blind *blindness, p *progress) error {
 		if err := d.examineAgain(x, c, blind); err != nil {
 			return err
 		}
+		if err := d.findConflicts(x, c); err != nil {
+			return err
+		}
 		top := uint64(0)
 		if p != nil {
 			top = greatest(p.witness)
@@ -210,6 +225,9 @@ func (d *store) merge(c *candidates, blind *blindness, p *progress) error {
 				x.add(change{key: e.key, Version: here.Version, dataless: true, size: here.size})
 			}
 		}
+		if len(x.changes) > 0 || p != nil && p.next.scan != scanNone {
+			x.hear(c.hear)
+		}
 		if ownLost {
 			// The record that told of the own change goes. After a kill this row tells of it.
 			x.put(vectorKey(x.origin), vectorRow{x.own - 1, x.head}.append(nil))
@@ -232,7 +250,7 @@ func (d *store) isNothing(c *candidates, p *progress) bool {
 		return false
 	}
 	for i := range c.local {
-		if c.local[i].unadopted {
+		if c.local[i].unadopted || c.arbiter != nil && c.mayConflict(i) && !d.known.covers(c.entries[i].Stamp) {
 			return false
 		}
 	}

@@ -26,6 +26,7 @@ const (
 	metaBoot     = "boot"     // boot id of the machine at the last opening
 	metaFlush    = "flush"    // what a flush writes first
 	metaAdoption = "adoption" // progress of the adoption
+	metaHeard    = "heard"    // what the makers of changes that are here may have known besides
 	metaPrefix   = "prefix"   // kept for a prefix of keys that are not replicated
 	metaProbe    = "probe "   // prefix of what checkOrder writes, and removes
 )
@@ -44,6 +45,8 @@ type opening struct {
 	clock     clock
 	own       uint64 // one above the greatest clock of a change made in the last epoch; 0: there was none
 	vector    map[Origin]vectorRow
+	heard     vector
+	late      vector // covers the records since the durable point, of recovered files all
 	adoptions adoptions
 	peers     map[DatabaseID]*peerRecord
 	adopt     adoption
@@ -53,7 +56,7 @@ type opening struct {
 // readOpening reads the state, finds out how the last opening ended, and writes, with
 // Sync, the new epoch and the removal of the clean mark.
 func readOpening(e engine, settings *storeSettings) (*opening, error) {
-	op := &opening{engine: e, floor: 1, peers: map[DatabaseID]*peerRecord{}, vector: map[Origin]vectorRow{}, adoptions: adoptions{}}
+	op := &opening{engine: e, floor: 1, peers: map[DatabaseID]*peerRecord{}, vector: map[Origin]vectorRow{}, heard: vector{}, late: vector{}, adoptions: adoptions{}}
 	if err := op.recognise(); err != nil {
 		return nil, err
 	}
@@ -145,6 +148,7 @@ func (op *opening) reconcile() (dropped int, err error) {
 		}
 		op.head = max(op.head, record.seq)
 		op.clock.witness(record.Clock)
+		op.late.raise(record.Stamp)
 		if has != record.Deleted {
 			return nil
 		}
@@ -295,6 +299,13 @@ func (op *opening) loadKnowledge() (err error) {
 	if op.vector, err = loadVector(op); err != nil {
 		return err
 	}
+	row, err := op.get(metaHeard)
+	if err != nil {
+		return err
+	}
+	if op.heard, err = parseVectorRow(row); err != nil {
+		return err
+	}
 	op.adoptions, err = loadAdoptions(op)
 	return err
 }
@@ -397,6 +408,7 @@ func (op *opening) goOn(log *logReader) error {
 			continue
 		}
 		op.clock.witness(log.version.Clock)
+		op.late.raise(log.version.Stamp)
 		if log.version.Origin == origin {
 			own = max(own, log.version.Clock+1)
 		}
@@ -415,8 +427,10 @@ func (op *opening) begin(settings *storeSettings, end end) error {
 	case endClean, endKill:
 		op.keepOwn(&b)
 	case endPowerCut:
+		op.doubt(&b)
 		op.goBack(&b)
 	case endDistrusted:
+		op.doubt(&b)
 		op.startOver(&b)
 	}
 	if !op.adopt.done && !settings.skipAdoption {
@@ -466,6 +480,20 @@ func (op *opening) begin(settings *storeSettings, end end) error {
 		return fmt.Errorf("replicator: open: %w", err)
 	}
 	return nil
+}
+
+// doubt notes that the makers of what is here may have known more than the vector covers
+// that the opening goes back to.
+func (op *opening) doubt(b *leveldb.Batch) {
+	for o, row := range op.vector {
+		op.heard.raise(Stamp{row.clock, o})
+	}
+	for o, clock := range op.late {
+		if o&drawnOrigin != 0 {
+			op.heard.raise(Stamp{clock, o})
+		}
+	}
+	b.Put(metaKey(metaHeard), op.heard.row())
 }
 
 // keepOwn makes a row of what the epoch before has made.

@@ -54,6 +54,7 @@ type server struct {
 	useful time.Time // until when nothing is held back
 	relay  uint64    // records that others made in the last page
 	warned bool      // of values that were left out
+	heard  vector    // what the peer was told in this session of what was heard here
 
 	mu      sync.Mutex           // guards what follows
 	peer    vector               // what the peer knows
@@ -62,7 +63,7 @@ type server struct {
 }
 
 func newServer(d *store) *server {
-	return &server{d: d, peer: vector{}, shipped: vector{}, fed: map[Origin]time.Time{}}
+	return &server{d: d, heard: vector{}, peer: vector{}, shipped: vector{}, fed: map[Origin]time.Time{}}
 }
 
 // tell notes what the peer knows, and returns of how many origins it does.
@@ -180,8 +181,23 @@ func (v *server) answer(q *pull, told uint64, idle bool, to sink) (a answer, err
 			err = v.begin(q, &q.cursor, kind, &a, to)
 		}
 	}
-	a.page.unsure = v.d.scans.Load() > 0
+	if a.ready {
+		a.page.heard = v.tellHeard(a.page.heard)
+	}
 	return a, err
+}
+
+// tellHeard returns, of some stamps and of what was heard here and is not known, what the
+// peer was not told.
+func (v *server) tellHeard(also []Stamp) (news []Stamp) {
+	for _, stamps := range [][]Stamp{also, v.d.known.heardOf().stamps()} {
+		for _, s := range stamps {
+			if v.heard.raise(s) {
+				news = append(news, s)
+			}
+		}
+	}
+	return news
 }
 
 // judgeRelay takes in how much of the last page the peer did not need. Where most of what
@@ -289,6 +305,7 @@ func (v *server) sendAhead(f filter, i int, after uint64, a *answer, to sink) bo
 	v.ahead = last
 	a.page.ahead, a.ready = true, true
 	a.page.vector = v.d.known.madeBy(after, last)
+	a.page.seen = b.risesIn(after, last, v.d.known.origin)
 	send(records, a, to)
 	return true
 }
@@ -456,6 +473,7 @@ func (v *server) resume(q *pull, a *answer, to sink) error {
 		}
 		s.kind = q.scan
 		v.scan = s
+		a.page.heard = s.vector // it was not told as of this snapshot
 		if s.kind == scanLog && q.checkpoint.seq+1 < v.d.commits.visible.floor.Load() {
 			return v.begin(q, &q.cursor, scanKeys, a, to)
 		}

@@ -37,6 +37,7 @@ type knowledge struct {
 	own     uint64  // one above the greatest clock of an own change; 0: there is none
 	rows    map[Origin]vectorRow
 	order   []rise // in ascending order of when; those that were outdone since stay for a while
+	heard   vector // what the makers of what is here may have known, and is not known here
 	adopted adoptions
 	changes uint64 // counts what became of adopted
 	backlog backlog
@@ -49,9 +50,10 @@ type rise struct {
 }
 
 // load fills the knowledge at an opening.
-func (k *knowledge) load(head uint64, origin Origin, h history, rows map[Origin]vectorRow, adopted adoptions, backlogBytes int) {
-	k.head, k.origin, k.history, k.rows, k.adopted = head, origin, h, rows, adopted
-	for o, row := range rows {
+func (k *knowledge) load(op *opening, origin Origin, backlogBytes int) {
+	k.head, k.origin, k.history, k.rows, k.heard, k.adopted = op.head, origin, op.history, op.vector, op.heard, op.adoptions
+	k.forgetHeard()
+	for o, row := range k.rows {
 		k.order = append(k.order, rise{Stamp{row.clock, o}, row.risen})
 	}
 	slices.SortFunc(k.order, func(a, b rise) int {
@@ -60,7 +62,7 @@ func (k *knowledge) load(head uint64, origin Origin, h history, rows map[Origin]
 		}
 		return a.Stamp.Compare(b.Stamp)
 	})
-	k.backlog = newBacklog(head, backlogBytes)
+	k.backlog = newBacklog(k, backlogBytes)
 }
 
 // publish takes in a commit.
@@ -74,7 +76,6 @@ func (k *knowledge) publish(x *section) {
 			k.history = k.history[:last] // an epoch without records is replaced
 		}
 		k.history = append(slices.Clone(k.history), *x.epoch)
-		k.backlog.clear(x.head)
 	}
 	if x.ended != nil {
 		k.rows[x.ended.Origin] = vectorRow{x.ended.Clock, x.ended.seq}
@@ -85,6 +86,15 @@ func (k *knowledge) publish(x *section) {
 			k.rows[s.Origin] = vectorRow{s.Clock, x.head}
 			k.order = append(k.order, rise{s, x.head})
 		}
+	}
+	if x.hears != nil {
+		k.heard = x.hears
+	}
+	if len(k.heard) > 0 && len(x.rises) > 0 {
+		k.forgetHeard()
+	}
+	if x.epoch != nil {
+		k.backlog = newBacklog(k, k.backlog.limit)
 	}
 	if len(k.order) > 2*len(k.rows)+64 {
 		k.order = slices.DeleteFunc(k.order, func(r rise) bool { return k.rows[r.Origin].risen != r.seq })

@@ -54,7 +54,7 @@ func (o *Origin) UnmarshalText(text []byte) error {
 func newOrigin() Origin {
 	var b [8]byte
 	rand.Read(b[:])
-	return Origin(binary.BigEndian.Uint64(b[:]) | drawnOrigin)
+	return Origin(binary.BigEndian.Uint64(b[:]) | drawnOrigin | 1) // not anyOrigin
 }
 
 // Stamp identifies one change on every replica. It consists of a Lamport clock

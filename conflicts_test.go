@@ -36,6 +36,9 @@ func newSeer() *seer { return &seer{made: map[replicator.Stamp]ghost{}} }
 func (s *seer) watch(n *node, also ...func(replicator.Conflict)) func(o *replicator.Options) {
 	return func(o *replicator.Options) {
 		o.OnConflict = func(c replicator.Conflict) {
+			if *story {
+				fmt.Printf("%s sees %s: %v beats %v, here: %v, uncertain: %v\n", n.name, c.Key, c.Won, c.Lost, c.LostHere, c.Uncertain)
+			}
 			s.mu.Lock()
 			s.reported = append(s.reported, sighting{n.name, c})
 			s.mu.Unlock()
@@ -63,6 +66,9 @@ func (s *seer) write(n *node, key, value string, deleted bool) {
 		n.put(key, value)
 	}
 	stamp := n.r.Token().Stamp()
+	if *story {
+		fmt.Println(n.name, "writes", key, stamp)
+	}
 	s.mu.Lock()
 	s.made[stamp] = ghost{key, value, deleted, past}
 	s.mu.Unlock()
@@ -180,7 +186,11 @@ func seeConflicts(t *testing.T, c *cluster) (certain, uncertain, lost int) {
 	open()
 	for i := range 60 {
 		n := c.nodes[c.rng.IntN(3)]
-		switch what := c.rng.IntN(24); {
+		what := c.rng.IntN(24)
+		if *story {
+			fmt.Println(i, n.name, what, calm)
+		}
+		switch {
 		case what < 13:
 			for range 1 + c.rng.IntN(3) {
 				s.write(n, fmt.Sprint("key ", c.rng.IntN(12)), fmt.Sprint("value ", i, " of ", n.name), c.rng.IntN(8) == 0)

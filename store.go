@@ -139,7 +139,7 @@ func (d *store) publish(local bool) {
 	if len(x.conflicts) > 0 {
 		d.conflicts.add(x.conflicts)
 	}
-	if x.head == x.start.head && len(x.learned) == 0 && x.epoch == nil {
+	if x.head == x.start.head && len(x.learned) == 0 && x.epoch == nil && x.hears == nil {
 		return
 	}
 	d.known.publish(x)

@@ -130,7 +130,7 @@ type arbiter struct {
 // scans notes that pages of a peer's snapshot come: what is heard with them was not known
 // to anybody who has written here before.
 func (j *arbiter) scans(d *store) {
-	j.before, j.head = d.known.heardOf(), d.head()
+	j.before, j.head = d.known.heardOf()
 }
 
 // unknown calls visit for the records of the backlog that the peer may not know, and
@@ -198,7 +198,7 @@ func (d *store) findConflicts(x *section, c *candidates) error {
 			if j.peer.knows(here.Stamp) {
 				continue
 			}
-			conflict = Conflict{Won: e.Version, Lost: here.Version, LostHere: true, Uncertain: j.heard.covers(here.Stamp)}
+			conflict = Conflict{Won: e.Version, Lost: here.Version, LostHere: true, Uncertain: j.heard.mayCover(here.Stamp)}
 		} else {
 			if d.coversInside(e.Stamp) {
 				continue
@@ -212,7 +212,7 @@ func (d *store) findConflicts(x *section, c *candidates) error {
 			if record.seq <= j.head {
 				heard = j.before
 			}
-			conflict = Conflict{Won: record.Version, Lost: e.Version, Uncertain: heard.covers(e.Stamp)}
+			conflict = Conflict{Won: record.Version, Lost: e.Version, Uncertain: heard.mayCover(e.Stamp)}
 		}
 		conflict.Key = bytes.Clone(e.key)
 		if d.conflicts.handler != nil {
@@ -266,7 +266,7 @@ func (x *section) addHeard() {
 	rises.join(x.rises)
 	var next vector
 	for _, s := range x.heard {
-		if x.d.coversInside(s) || rises.covers(s) || k.heard.covers(s) {
+		if x.d.coversInside(s) || rises.covers(s) || k.heard.mayCover(s) && s.Origin != anyOrigin || k.heard.covers(s) {
 			continue
 		}
 		if next == nil {
@@ -293,13 +293,14 @@ func (d *store) coversInside(s Stamp) bool {
 	return known && s.Clock <= clock && s.Origin&drawnOrigin != 0
 }
 
-// heardOf returns a copy of what was heard and is not known.
-func (k *knowledge) heardOf() vector {
+// heardOf returns a copy of what was heard and is not known, and the head as of which
+// that is.
+func (k *knowledge) heardOf() (vector, uint64) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	v := make(vector, len(k.heard))
 	v.join(k.heard.stamps())
-	return v
+	return v, k.head
 }
 
 // forgetHeard drops what is known by now.

@@ -491,7 +491,11 @@ func (op *opening) doubt(b *leveldb.Batch) {
 	for o, clock := range op.late {
 		if o&drawnOrigin != 0 {
 			op.heard.raise(Stamp{clock, o})
+			op.heard.raise(Stamp{clock, anyOrigin}) // the row of what their makers had heard may be lost
 		}
+	}
+	if op.durable.clock > 0 { // what was heard by then may have been dropped for what V covered since
+		op.heard.raise(Stamp{op.durable.clock - 1, anyOrigin})
 	}
 	b.Put(metaKey(metaHeard), op.heard.row())
 }

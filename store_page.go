@@ -190,7 +190,8 @@ func (v *server) answer(q *pull, told uint64, idle bool, to sink) (a answer, err
 // tellHeard returns, of some stamps and of what was heard here and is not known, what the
 // peer was not told.
 func (v *server) tellHeard(also []Stamp) (news []Stamp) {
-	for _, stamps := range [][]Stamp{also, v.d.known.heardOf().stamps()} {
+	heard, _ := v.d.known.heardOf()
+	for _, stamps := range [][]Stamp{also, heard.stamps()} {
 		for _, s := range stamps {
 			if v.heard.raise(s) {
 				news = append(news, s)

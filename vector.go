@@ -19,6 +19,16 @@ func (v vector) covers(s Stamp) bool {
 	return known && s.Clock <= clock && s.Origin&drawnOrigin != 0
 }
 
+// anyOrigin stands for all origins in what was heard. It is never drawn.
+const anyOrigin Origin = drawnOrigin
+
+// mayCover is covers for what was heard: after a power cut, nobody knows what the makers
+// of the changes that it left had known.
+func (v vector) mayCover(s Stamp) bool {
+	all, some := v[anyOrigin]
+	return v.covers(s) || some && s.Clock <= all && s.Origin&drawnOrigin != 0
+}
+
 // raise takes one origin's clock up, and reports whether it was lower.
 func (v vector) raise(s Stamp) bool {
 	if clock, known := v[s.Origin]; known && clock >= s.Clock {

@@ -214,6 +214,7 @@ func (r *modelReplica) copy() *modelReplica {
 		limit: b.limit, size: b.size, after: b.after, dropped: maps.Clone(b.dropped), arena: make([]byte, 0, 64),
 		records: deque[backRecord]{all: slices.Clone(b.records.all[b.records.start:])},
 		rises:   deque[rise]{all: slices.Clone(b.rises.all[b.rises.start:])},
+		heard:   deque[rise]{all: slices.Clone(b.heard.all[b.heard.start:])},
 	}
 	c.commits.published = c.publish
 	c.commits.publish()

@@ -16,8 +16,9 @@ type backlog struct {
 	after   uint64 // everything behind this sequence is here
 	records deque[backRecord]
 	rises   deque[rise]
-	dropped vector // covers every record that is no longer here
-	arena   []byte // where the next keys and values go
+	heard   deque[rise] // of the rises, what was heard before them
+	dropped vector      // covers every record that is no longer here
+	arena   []byte      // where the next keys and values go
 }
 
 // backRecord is one record, with its value if that is not too large.
@@ -96,6 +97,26 @@ func (b *backlog) add(x *section) {
 	if b.records.len() == 0 && b.rises.len() == 0 {
 		b.after = x.head
 	}
+}
+
+// addHeard takes in which of a commit's rises had been heard of.
+func (b *backlog) addHeard(x *section, before vector) {
+	for _, s := range x.rises {
+		if clock, some := before[s.Origin]; some {
+			b.heard.push(rise{Stamp{clock, s.Origin}, x.head})
+		}
+	}
+	for b.heard.len() > 0 && b.heard.at(0).seq <= b.after {
+		b.heard.pop()
+	}
+}
+
+// heardBy returns what may have been heard when the vector was as it is at a place.
+func (b *backlog) heardBy(seq uint64) (heard []Stamp) {
+	for i := b.heard.len() - 1; i >= 0 && b.heard.at(i).seq > seq; i-- {
+		heard = append(heard, b.heard.at(i).Stamp)
+	}
+	return heard
 }
 
 // copy keeps bytes in the arena.

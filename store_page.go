@@ -274,6 +274,7 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 		a.quiet = true
 		return a, true
 	}
+	a.page.heard = b.heardBy(upTo)
 	a.ready, v.relay = true, relayed
 	v.mu.Lock()
 	v.shipped.join(a.page.vector)
@@ -307,6 +308,7 @@ func (v *server) sendAhead(f filter, i int, after uint64, a *answer, to sink) bo
 	a.page.ahead, a.ready = true, true
 	a.page.vector = v.d.known.madeBy(after, last)
 	a.page.seen = b.risesIn(after, last, v.d.known.origin)
+	a.page.heard = b.heardBy(last)
 	send(records, a, to)
 	return true
 }

@@ -87,15 +87,6 @@ func (k *knowledge) publish(x *section) {
 			k.order = append(k.order, rise{s, x.head})
 		}
 	}
-	if x.hears != nil {
-		k.heard = x.hears
-	}
-	if len(k.heard) > 0 && len(x.rises) > 0 {
-		k.forgetHeard()
-	}
-	if x.epoch != nil {
-		k.backlog = newBacklog(k, k.backlog.limit)
-	}
 	if len(k.order) > 2*len(k.rows)+64 {
 		k.order = slices.DeleteFunc(k.order, func(r rise) bool { return k.rows[r.Origin].risen != r.seq })
 	}
@@ -103,7 +94,18 @@ func (k *knowledge) publish(x *section) {
 		k.adopted.merge(x.learned)
 		k.changes++
 	}
+	before := k.heard
+	if x.hears != nil {
+		k.heard = x.hears
+	}
+	if x.epoch != nil {
+		k.backlog = newBacklog(k, k.backlog.limit)
+	}
 	k.backlog.add(x)
+	k.backlog.addHeard(x, before)
+	if len(k.heard) > 0 && len(x.rises) > 0 {
+		k.forgetHeard()
+	}
 }
 
 // stamp returns the vector's entry for an origin. The caller holds mu.

@@ -75,11 +75,14 @@ func (s *session) serve() error {
 			if err == nil {
 				err = news.tellAdoptions() // as before a page
 			}
+			// The versions may be later than what the peer was told. What was heard comes
+			// first: what is learned after that is told with the vector.
+			heard, _ := s.store.known.heardOf()
 			if err == nil {
-				err = s.tellVector(0) // the versions may be later than what it was told
+				err = s.tellVector(0)
 			}
 			if err == nil {
-				err = s.send(frameValues, out.values(answered, n, incomplete, s.server.tellHeard(nil))...)
+				err = s.send(frameValues, out.values(answered, n, incomplete, s.server.tellHeard(heard.stamps()))...)
 			}
 			if err != nil {
 				return err

@@ -187,15 +187,13 @@ func (v *server) answer(q *pull, told uint64, idle bool, to sink) (a answer, err
 	return a, err
 }
 
-// tellHeard returns, of some stamps and of what was heard here and is not known, what the
-// peer was not told.
-func (v *server) tellHeard(also []Stamp) (news []Stamp) {
-	heard, _ := v.d.known.heardOf()
-	for _, stamps := range [][]Stamp{also, heard.stamps()} {
-		for _, s := range stamps {
-			if v.heard.raise(s) {
-				news = append(news, s)
-			}
+// tellHeard returns, of what was heard here as of a page, what the peer was not told. It
+// has to be read together with what was known then: what is learned meanwhile would be
+// missing in both.
+func (v *server) tellHeard(heard []Stamp) (news []Stamp) {
+	for _, s := range heard {
+		if v.heard.raise(s) {
+			news = append(news, s)
 		}
 	}
 	return news
@@ -274,7 +272,7 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 		a.quiet = true
 		return a, true
 	}
-	a.page.heard = b.heardBy(upTo)
+	a.page.heard = append(b.heardBy(upTo), k.heard.stamps()...)
 	a.ready, v.relay = true, relayed
 	v.mu.Lock()
 	v.shipped.join(a.page.vector)
@@ -308,7 +306,7 @@ func (v *server) sendAhead(f filter, i int, after uint64, a *answer, to sink) bo
 	a.page.ahead, a.ready = true, true
 	a.page.vector = v.d.known.madeBy(after, last)
 	a.page.seen = b.risesIn(after, last, v.d.known.origin)
-	a.page.heard = b.heardBy(last)
+	a.page.heard = append(b.heardBy(last), v.d.known.heard.stamps()...)
 	send(records, a, to)
 	return true
 }
@@ -388,6 +386,7 @@ type scanView struct {
 	kind   scan
 	after  uint64 // records up to here are left out
 	vector []Stamp
+	heard  []Stamp // as of the snapshot
 	log    *logReader
 	index  *indexReader
 	data   *walker
@@ -450,7 +449,7 @@ func (v *server) begin(q *pull, c *cursor, kind scan, a *answer, to sink) error 
 	}
 	s.kind = kind
 	v.scan = s
-	a.page.vector = s.vector
+	a.page.vector, a.page.heard = s.vector, s.heard
 	if kind == scanLog {
 		records, reached, err := v.recordsBelow(s, s.to.seq+1)
 		if err != nil {
@@ -476,7 +475,7 @@ func (v *server) resume(q *pull, a *answer, to sink) error {
 		}
 		s.kind = q.scan
 		v.scan = s
-		a.page.heard = s.vector // it was not told as of this snapshot
+		a.page.heard = append(s.vector, s.heard...) // neither was told as of this snapshot
 		if s.kind == scanLog && q.checkpoint.seq+1 < v.d.commits.visible.floor.Load() {
 			return v.begin(q, &q.cursor, scanKeys, a, to)
 		}
@@ -504,7 +503,7 @@ func (d *store) scanFrom(after uint64, joined bool) (*scanView, error) {
 		if !joined {
 			since = 0
 		}
-		s.vector = k.sinceLocked(since, x.own)
+		s.vector, s.heard = k.sinceLocked(since, x.own), k.heard.stamps()
 		s.snapshot, err = d.snapshot()
 		return err
 	})

@@ -30,6 +30,7 @@ type backRecord struct {
 	bytes   int       // of the value
 	present bool      // the value is here
 	own     bool      // the change was made here
+	commit  uint64    // the head after the commit that it was part of
 	at      time.Time // when a change from elsewhere was merged
 }
 
@@ -65,7 +66,7 @@ func (b *backlog) add(x *section) {
 	}
 	for i := range x.changes {
 		ch := &x.changes[i]
-		r := backRecord{seq: ch.seq, Version: ch.Version, bytes: ch.size, own: !ch.merged}
+		r := backRecord{seq: ch.seq, Version: ch.Version, bytes: ch.size, own: !ch.merged, commit: x.head}
 		if !r.own {
 			r.at = x.now
 		}
@@ -111,8 +112,13 @@ func (b *backlog) addHeard(x *section, before vector) {
 	}
 }
 
-// heardBy returns what may have been heard when the vector was as it is at a place.
-func (b *backlog) heardBy(seq uint64) (heard []Stamp) {
+// heardBy returns what had perhaps been heard where the vector was as it is at a place,
+// and rose since. In the midst of a commit, that is what the vector rose by with it: it
+// covers what the makers of its first records knew.
+func (b *backlog) heardBy(seq uint64, but Origin) (heard []Stamp) {
+	if i := b.from(seq) - 1; i >= 0 && b.records.at(i).commit > seq {
+		heard = b.risesIn(seq, b.records.at(i).commit, but)
+	}
 	for i := b.heard.len() - 1; i >= 0 && b.heard.at(i).seq > seq; i-- {
 		heard = append(heard, b.heard.at(i).Stamp)
 	}

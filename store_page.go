@@ -272,7 +272,7 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 		a.quiet = true
 		return a, true
 	}
-	a.page.heard = append(b.heardBy(upTo), k.heard.stamps()...)
+	a.page.heard = append(b.heardBy(upTo, k.origin), k.heard.stamps()...)
 	a.ready, v.relay = true, relayed
 	v.mu.Lock()
 	v.shipped.join(a.page.vector)
@@ -306,7 +306,7 @@ func (v *server) sendAhead(f filter, i int, after uint64, a *answer, to sink) bo
 	a.page.ahead, a.ready = true, true
 	a.page.vector = v.d.known.madeBy(after, last)
 	a.page.seen = b.risesIn(after, last, v.d.known.origin)
-	a.page.heard = append(b.heardBy(last), v.d.known.heard.stamps()...)
+	a.page.heard = append(b.heardBy(last, v.d.known.origin), v.d.known.heard.stamps()...)
 	send(records, a, to)
 	return true
 }

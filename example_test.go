@@ -4,8 +4,13 @@ import (
 	"context"
 	"fmt"
 	"log"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/level-replicator/replicator"
 	"github.com/syndtr/goleveldb/leveldb"
@@ -198,4 +203,119 @@ func ExampleReplicator_NewIterator() {
 	// fruit/apple: 1 kg
 	// fruit/pear: 1 kg
 	// the last is fruit/pear
+}
+
+// Two servers change a title while they don't reach each other. One of the titles wins
+// on both. The server that had the other one keeps it, so that its user can be shown it.
+// It does so only where the loser was its own: else both would write what the other one
+// writes, too, and that would be the next conflict.
+func ExampleConflict() {
+	dir, err := os.MkdirTemp("", "replica")
+	check(err)
+	defer os.RemoveAll(dir)
+	lost := make(chan replicator.Conflict, 1)
+	var server1 *replicator.Replicator
+	server1, err = replicator.OpenFile(dir, nil, &replicator.Options{
+		Listen: "127.0.0.1:0",
+		OnConflict: func(c replicator.Conflict) {
+			if c.LostHere && !c.Uncertain {
+				check(server1.Put(append([]byte("lost/"), c.Key...), c.LostValue, nil))
+				lost <- c
+			}
+		},
+	})
+	check(err)
+	defer server1.Close()
+	server2, done := exampleReplica()
+	defer done()
+
+	check(server1.Put([]byte("title"), []byte("Moby-Dick"), nil))
+	check(server2.Put([]byte("title"), []byte("The Whale"), nil))
+	check(server2.Put([]byte("title"), []byte("The Whale, or Moby-Dick"), nil))
+	check(server2.AddPeer(server1.Addr().String(), nil))
+
+	c := <-lost
+	fmt.Printf("%q was replaced by %q, whose author had not seen it\n", c.LostValue, c.WonValue)
+	kept, err := server1.Get([]byte("lost/title"), nil)
+	check(err)
+	fmt.Printf("kept: %q\n", kept)
+	// Output:
+	// "Moby-Dick" was replaced by "The Whale, or Moby-Dick", whose author had not seen it
+	// kept: "Moby-Dick"
+}
+
+// A handler that writes the same on every replica needs no LostHere: here it joins two
+// sets of words, in their order. What both write is equal, so whichever wins will do.
+func ExampleConflict_deterministic() {
+	join := func(c replicator.Conflict) []byte {
+		words := strings.Fields(string(c.WonValue) + " " + string(c.LostValue))
+		slices.Sort(words)
+		return []byte(strings.Join(slices.Compact(words), " "))
+	}
+	fmt.Printf("%s\n", join(replicator.Conflict{WonValue: []byte("b c"), LostValue: []byte("a b")}))
+	fmt.Printf("%s\n", join(replicator.Conflict{WonValue: []byte("a b"), LostValue: []byte("b c")}))
+	// Output:
+	// a b c
+	// a b c
+}
+
+// A user writes on one server, and is then sent to another one. The token of what was
+// written travels in a cookie, and the other server waits for that before it answers.
+func ExampleToken() {
+	server1, done1 := exampleReplica()
+	defer done1()
+	server2, done2 := exampleReplica(server1.Addr().String())
+	defer done2()
+
+	save := func(w http.ResponseWriter, _ *http.Request) {
+		key, b := []byte("name"), new(leveldb.Batch)
+		b.Put(key, []byte("Ishmael"))
+		stamp, err := server1.Commit(b, nil)
+		check(err)
+		http.SetCookie(w, &http.Cookie{Name: "written", Value: stamp.Token(key).String()})
+	}
+	show := func(w http.ResponseWriter, r *http.Request) {
+		var written replicator.Token
+		if cookie, err := r.Cookie("written"); err == nil {
+			if err := written.UnmarshalText([]byte(cookie.Value)); err != nil {
+				http.Error(w, "bad cookie", http.StatusBadRequest)
+				return
+			}
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
+		defer cancel()
+		if err := server2.WaitFor(ctx, written); err != nil {
+			http.Error(w, "not here yet", http.StatusServiceUnavailable)
+			return
+		}
+		name, err := server2.Get([]byte("name"), nil)
+		check(err)
+		fmt.Fprintf(w, "Call me %s.", name)
+	}
+
+	saved := httptest.NewRecorder()
+	save(saved, httptest.NewRequest("POST", "/name", nil))
+	request, shown := httptest.NewRequest("GET", "/name", nil), httptest.NewRecorder()
+	request.AddCookie(saved.Result().Cookies()[0])
+	show(shown, request)
+	fmt.Println(shown.Body)
+	// Output:
+	// Call me Ishmael.
+}
+
+// An order is confirmed only once another server holds it, too, whatever happens to this
+// one.
+func ExampleReplicator_WaitReplicated() {
+	server1, done1 := exampleReplica()
+	defer done1()
+	_, done2 := exampleReplica(server1.Addr().String())
+	defer done2()
+
+	check(server1.Put([]byte("order/1"), []byte("7 apples"), nil))
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	check(server1.WaitReplicated(ctx, 1))
+	fmt.Println("confirmed")
+	// Output:
+	// confirmed
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/syndtr/goleveldb/leveldb"
@@ -424,3 +425,9 @@ func BeginEpoch(r *Replicator) error {
 
 // Stamp returns the stamp of the change that a token names.
 func (t Token) Stamp() Stamp { return t.stamp }
+
+// KeepWarnings returns a logger that keeps warnings, and the last of them.
+func KeepWarnings(to *slog.Logger) (*slog.Logger, func() []Warning) {
+	w := new(warnings)
+	return w.logger(to), w.all
+}

@@ -27,6 +27,7 @@ type Replicator struct {
 	addr     net.Addr // nil: peers cannot dial in
 	gate     gate
 	holds    holds
+	warnings *warnings
 
 	closing   sync.Mutex // guards the fields below
 	stopped   bool       // background work has ended, and the database was marked as clean
@@ -108,6 +109,8 @@ func OpenFile(path string, ldb *opt.Options, o *Options) (*Replicator, error) {
 func (r *Replicator) DB() *leveldb.DB { return r.db }
 
 func start(db *leveldb.DB, o Options) (*Replicator, error) {
+	kept := new(warnings)
+	o.Logger = kept.logger(o.Logger)
 	listener := o.Listener
 	if o.Listen != "" {
 		var err error
@@ -124,7 +127,7 @@ func start(db *leveldb.DB, o Options) (*Replicator, error) {
 	}
 	settings := o.sync()
 	settings.listener = listener
-	r := &Replicator{db: db, store: d, syncer: startSync(d, settings), maxValue: o.MaxValueSize, options: &o}
+	r := &Replicator{db: db, store: d, syncer: startSync(d, settings), maxValue: o.MaxValueSize, options: &o, warnings: kept}
 	r.gate.empty = make(chan struct{})
 	if listener != nil {
 		r.addr = listener.Addr()

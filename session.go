@@ -117,6 +117,9 @@ type session struct {
 	caughtUp   bool // in this session, once
 	incomplete bool // the peer could not read something
 	lastGood   time.Time
+	pingedAt   time.Time     // when a ping was sent that is yet to be answered; zero: none is
+	roundTrip  time.Duration // of the last ping; 0: unknown
+	lag        lag
 
 	recordsIn, recordsOut atomic.Int64
 }
@@ -347,6 +350,10 @@ func (s *session) handle(kind byte, payload []byte) error {
 		s.note(func() {
 			s.answers, s.answered, s.peerHead = true, p.token, p.head
 			s.lastGood = time.Now()
+			if !s.pingedAt.IsZero() {
+				s.roundTrip, s.pingedAt = max(s.lastGood.Sub(s.pingedAt), 1), time.Time{}
+			}
+			s.lag.heard(p.head, s.merged, s.lastGood)
 		})
 	}
 	return nil
@@ -484,6 +491,11 @@ func (s *session) beat() error {
 			continue
 		}
 		s.pace.idle()
+		s.mu.Lock()
+		if s.pingedAt.IsZero() {
+			s.pingedAt = time.Now()
+		}
+		s.mu.Unlock()
 		if err := s.send(framePing, binary.AppendUvarint(nil, mine)); err != nil {
 			return err
 		}
@@ -593,6 +605,40 @@ type sessionGlance struct {
 	peerHead uint64
 	durable  vector
 	lastGood time.Time // when the peer last answered; zero: never
+
+	roundTrip time.Duration // 0: unknown
+	lag       time.Duration // for how long a change of the peer's has been known of that is not merged
+}
+
+// lag is since when this replica has known of changes in the peer's log that are not
+// merged here. Stamps carry no time: so it counts from when the peer's head was heard.
+type lag struct {
+	since time.Time // zero: all is merged
+	upTo  uint64    // head that was heard then
+}
+
+// heard takes in a head, and comesTo how far the log is merged.
+func (l *lag) heard(head, merged uint64, now time.Time) {
+	if l.since.IsZero() && head > merged {
+		l.since, l.upTo = now, head
+	}
+}
+
+func (l *lag) comesTo(merged, head uint64, heardAt time.Time) {
+	switch {
+	case l.since.IsZero() || merged < l.upTo:
+	case head > merged:
+		l.since, l.upTo = heardAt, head
+	default:
+		*l = lag{}
+	}
+}
+
+func (l *lag) now() time.Duration {
+	if l.since.IsZero() {
+		return 0
+	}
+	return time.Since(l.since)
 }
 
 func (s *session) glance() sessionGlance {
@@ -600,5 +646,5 @@ func (s *session) glance() sessionGlance {
 	defer s.mu.Unlock()
 	durable := vector{}
 	durable.join(s.durable.stamps())
-	return sessionGlance{s.state, s.answers || s.caughtUp, s.peerHead, durable, s.lastGood}
+	return sessionGlance{s.state, s.answers || s.caughtUp, s.peerHead, durable, s.lastGood, s.roundTrip, s.lag.now()}
 }

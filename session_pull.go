@@ -303,6 +303,7 @@ func (u *puller) progressed() {
 			first = !s.caughtUp
 			s.state, s.caughtUp = StateInSync, true
 			s.merged = c.checkpoint.seq
+			s.lag.comesTo(s.merged, s.peerHead, s.lastGood)
 		case c.scan == scanKeys && c.checkpoint.isZero():
 			s.state = StatePullingInFull
 		default:

@@ -23,8 +23,10 @@ type Status struct {
 	Listening  string         `json:"listening,omitempty"` // address that peers can dial
 	Failed     string         `json:"failed,omitempty"`    // why writes are refused
 	Adoption   AdoptionStatus `json:"adoption"`
+	Commits    []Bucket       `json:"commits"` // how long commits took, since Open
 	Conflicts  ConflictStatus `json:"conflicts"`
-	Peers      []PeerStatus   `json:"peers"` // configured peers by address, then peers that dialled in
+	Warnings   []Warning      `json:"warnings"` // the last 32, since Open
+	Peers      []PeerStatus   `json:"peers"`    // configured peers by address, then peers that dialled in
 }
 
 // VectorStatus is the version vector in short. Two replicas with equal sums know the
@@ -32,6 +34,23 @@ type Status struct {
 type VectorStatus struct {
 	Origins int    `json:"origins"` // number of openings whose changes are known
 	Sum     string `json:"sum"`     // 16 hexadecimal digits
+}
+
+// Bucket is the number of commits of which the write to leveldb took up to some time, and
+// longer than the bucket before allows. Concurrent writes share a commit. Commits without
+// Sync are counted by samples.
+type Bucket struct {
+	UpTo  time.Duration `json:"upTo"` // 0: longer than all others allow
+	Count uint64        `json:"count"`
+}
+
+// ScanStatus is the progress of reading a peer's database, of more than a page.
+type ScanStatus struct {
+	InKeyOrder bool `json:"inKeyOrder"` // the index, not the log
+	// Done is how much of the log has been read, from 0 to 1. It is nil for a scan in key
+	// order, whose size is not known.
+	Done *float64 `json:"done"`
+	Key  []byte   `json:"key,omitempty"` // up to which a scan in key order has come
 }
 
 // ConflictStatus counts the conflicts that were found since Open. Without
@@ -80,6 +99,13 @@ type PeerStatus struct {
 	Unconfirmed  *uint64 `json:"unconfirmed"`
 	Acknowledged *uint64 `json:"acknowledged"`
 
+	// Lag is for how long this replica has known of a change in the peer's log that is not
+	// merged here; 0 if there is none. RoundTrip is the time that the last ping took. Both
+	// are known during a session only. Scan is nil if no scan is under way.
+	Lag       *time.Duration `json:"lag"`
+	RoundTrip *time.Duration `json:"roundTrip"`
+	Scan      *ScanStatus    `json:"scan"`
+
 	LastSuccess time.Time `json:"lastSuccess,omitzero"` // last answer from the peer
 	LastError   string    `json:"lastError,omitempty"`
 	NextAttempt time.Time `json:"nextAttempt,omitzero"` // time of the next attempt to dial, while waiting
@@ -104,6 +130,8 @@ func (r *Replicator) Status() Status {
 		LogRecords: uint64(d.commits.visible.records.Load()),
 		Vector:     vectorStatus(d.known.all()),
 		Adoption:   AdoptionStatus{progress.done, progress.adopted, progress.skipped, d.adopter.fault()},
+		Commits:    d.commits.buckets(),
+		Warnings:   r.warnings.all(),
 		Conflicts:  conflictStatus(&d.conflicts),
 		Peers:      []PeerStatus{},
 	}
@@ -141,6 +169,32 @@ func (r *Replicator) Status() Status {
 	}
 	slices.SortFunc(s.Peers[configured:], func(a, b PeerStatus) int { return cmp.Compare(a.Addr, b.Addr) })
 	return s
+}
+
+// buckets returns how long commits took.
+func (c *committer) buckets() []Bucket {
+	all := make([]Bucket, len(c.latency))
+	for i := range c.latency {
+		if all[i].Count = c.latency[i].Load(); i < len(latencyBounds) {
+			all[i].UpTo = latencyBounds[i]
+		}
+	}
+	return all
+}
+
+// scanStatus returns the progress of the scan that a cursor is in, or nil.
+func scanStatus(c *cursor) *ScanStatus {
+	switch c.scan {
+	case scanLog:
+		done := 1.0
+		if all := c.upper.seq - min(c.checkpoint.seq, c.upper.seq); all > 0 {
+			done = float64(c.upper.seq+1-min(c.reached, c.upper.seq+1)) / float64(all)
+		}
+		return &ScanStatus{Done: &done}
+	case scanKeys:
+		return &ScanStatus{InKeyOrder: true, Key: c.key}
+	}
+	return nil
 }
 
 func conflictStatus(q *conflicts) ConflictStatus {
@@ -193,8 +247,15 @@ func (ps *PeerStatus) describe(d *store, record *peerRecord, s *session) {
 		}
 		t.add(s.traffic())
 		merged, durable = s.server.known(), g.durable
+		if g.roundTrip > 0 {
+			ps.RoundTrip = &g.roundTrip
+		}
+		if g.heard {
+			ps.Lag = &g.lag
+		}
 	}
 	ps.BytesIn, ps.BytesOut, ps.RecordsIn, ps.RecordsOut = t.bytesIn, t.bytesOut, t.recordsIn, t.recordsOut
+	ps.Scan = scanStatus(&known.cursor)
 	if heard {
 		ps.Behind = pointer(peerHead - min(known.cursor.checkpoint.seq, peerHead))
 	}

@@ -66,6 +66,66 @@ func TestStatusUnknown(t *testing.T) {
 	})
 }
 
+// TestStatusShowsHowItGoes: round trips, how far a scan has come, for how long something
+// has not been merged, how long commits take, and the last warnings.
+func TestStatusShowsHowItGoes(t *testing.T) {
+	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		c.fromDisk()
+		source.open()
+		source.fill("k", 0, 3000, 1000)
+		c.net.SetDelay("n0", "n1", 50*time.Millisecond)
+		n.open()
+		require.Nil(t, n.peer("n0").RoundTrip)
+		require.Nil(t, n.peer("n0").Lag)
+		until(t, "a scan in key order", func() bool { s := n.peer("n0").Scan; return s != nil && s.InKeyOrder && s.Done == nil && len(s.Key) > 0 })
+		require.NoError(t, n.sync())
+		require.Nil(t, n.peer("n0").Scan)
+		require.Equal(t, 100*time.Millisecond, n.peer("n0").RoundTrip.Round(10*time.Millisecond))
+		require.Zero(t, *n.peer("n0").Lag)
+		c.net.SetSpeed("n0", "n1", 100_000)
+		source.fill("k", 0, 3000, 999)
+		var most time.Duration
+		done := []float64{0}
+		until(t, "all is merged", func() bool {
+			p := n.peer("n0")
+			most = max(most, *p.Lag)
+			if p.Scan != nil && p.Scan.Done != nil && *p.Scan.Done != done[len(done)-1] {
+				done = append(done, *p.Scan.Done)
+			}
+			return len(done) > 2 && p.Scan == nil && *p.Lag == 0
+		})
+		require.Greater(t, most, 10*time.Second)
+		require.IsIncreasing(t, done)
+		require.LessOrEqual(t, done[len(done)-1], 1.0)
+		commits := uint64(0)
+		for _, b := range source.r.Status().Commits {
+			commits += b.Count
+		}
+		require.InDelta(t, 6000, commits, 100)
+		c.net.Isolate("n0")
+		until(t, "a warning", func() bool { return len(n.r.Status().Warnings) > 0 })
+		require.Contains(t, n.r.Status().Warnings[0].Text, "n0")
+		until(t, "the session has ended", func() bool { return n.peer("n0").Lag == nil && n.peer("n0").RoundTrip == nil })
+	})
+}
+
+// TestLastWarnings are the last 32, with what the logger adds, and logged as ever.
+func TestLastWarnings(t *testing.T) {
+	var kept logBuffer
+	logger, last := replicator.KeepWarnings(textLogger(&kept))
+	logger.Debug("not logged")
+	logger.Info("not kept")
+	for i := range 40 {
+		logger.With("peer", "n1").WithGroup("group").Warn("warning", "number", i)
+	}
+	logger.Error("error")
+	require.Len(t, last(), 32)
+	require.Equal(t, `warning peer="n1" number="9"`, last()[0].Text)
+	require.Equal(t, "error", last()[31].Text)
+	require.Contains(t, kept.String(), "not kept")
+	require.Contains(t, kept.String(), "group.number=39")
+}
+
 // TestOwnAddressIsLeftAlone: an address that leads to oneself is dialled once.
 func TestOwnAddressIsLeftAlone(t *testing.T) {
 	inSeeded(t, 1, 1, func(t *testing.T, c *cluster) {

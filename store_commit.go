@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,8 +49,9 @@ type committer struct {
 		head, floor, clock, above atomic.Uint64
 		records                   atomic.Int64
 	}
-	failed atomic.Pointer[error]
-	over   chan struct{} // closed when a write has failed
+	latency [len(latencyBounds) + 1]atomic.Uint64 // number of commits by how long their write took
+	failed  atomic.Pointer[error]
+	over    chan struct{} // closed when a write has failed
 }
 
 // proposal is what one caller wants to commit: an operation, a batch, or work.
@@ -187,7 +189,7 @@ func (c *committer) finish(sync, local bool) error {
 	x.addRises()
 	x.addHeard()
 	if x.batch.Len() > 0 {
-		if err := c.write(x.batch, sync); err != nil {
+		if err := c.timedWrite(x, sync); err != nil {
 			return err
 		}
 	}
@@ -196,6 +198,32 @@ func (c *committer) finish(sync, local bool) error {
 	c.published(local)
 	x.end()
 	return nil
+}
+
+// latencyBounds are the upper ends of the buckets for the latency of commits. A last bucket
+// has what is above.
+var latencyBounds = [...]time.Duration{
+	16 * time.Microsecond, 64 * time.Microsecond, 256 * time.Microsecond, time.Millisecond, 4 * time.Millisecond,
+	16 * time.Millisecond, 64 * time.Millisecond, 256 * time.Millisecond, time.Second, 4 * time.Second,
+}
+
+// timedWrite writes the batch of a commit, and counts how long that takes. Of those without
+// Sync, every 16th is measured, and stands for 16: the clock costs what a row costs.
+func (c *committer) timedWrite(x *section, sync bool) error {
+	const sample = 16
+	weight := uint64(1)
+	if !sync {
+		if x.commits%sample != 0 {
+			return c.write(x.batch, sync)
+		}
+		weight = sample
+	}
+	began := time.Now()
+	err := c.write(x.batch, sync)
+	took := time.Since(began)
+	bucket, _ := slices.BinarySearch(latencyBounds[:], took)
+	c.latency[bucket].Add(weight)
+	return err
 }
 
 func (c *committer) publish() {

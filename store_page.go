@@ -18,8 +18,8 @@ const (
 	relayDelay = 10 * time.Millisecond
 	// fedFor is how long it counts that the peer got changes of an origin by another way,
 	// and fedMost is the longest that they are held back for that.
-	fedFor  = 50 * time.Millisecond
-	fedMost = 500 * time.Millisecond
+	fedFor  = 250 * time.Millisecond
+	fedMost = 2 * time.Second
 	// fedOrigins is of about how many origins that is noted.
 	fedOrigins = 1024
 	// usefulFor is for how long nothing is held back once relaying has proved useful.

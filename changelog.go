@@ -19,12 +19,10 @@ const (
 	tableMeta      = 'm' // name → setting
 	tablePeers     = 'p' // database id → peerRecord
 	tableVector    = 'v' // origin → clock, own head at which it last rose
-	// tableReaped and tableMarks are kept for the reap vector, and for the times of
-	// sequences.
-	tableReaped = 'r'
-	tableMarks  = 't'
 )
 
+// tables are the tables that there are, and r and t, which are kept for a reap vector and
+// for the times of sequences.
 const tables = "aeilmprtv"
 
 var reservedRange = util.BytesPrefix([]byte(reserved))

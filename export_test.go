@@ -204,10 +204,14 @@ type Change struct {
 func CheckKnown(r *Replicator, changes []Change) error {
 	return r.store.enter(false, func(*section) error {
 		known := r.store.known.all()
+		greatest := map[string]Version{} // of what is covered, by key
 		for _, ch := range changes {
-			if !known.covers(ch.Stamp) {
-				continue
+			if v, found := greatest[ch.Key]; known.covers(ch.Stamp) && (!found || v.Compare(ch.Version) < 0) {
+				greatest[ch.Key] = ch.Version
 			}
+		}
+		for key, version := range greatest {
+			ch := Change{Key: key, Version: version}
 			record, err := lookup(r.store, []byte(ch.Key))
 			if err != nil || record.Version.Compare(ch.Version) < 0 {
 				return fmt.Errorf("key %q: the vector covers %v, here is %v, %v", ch.Key, ch.Version, record.Version, err)

@@ -52,7 +52,6 @@ type modelReplica struct {
 	d               *store
 	disk            *modelDisk
 	boot            byte
-	gone            bool   // there is none
 	told            vector // what was stated as durable before the last opening
 	sum, sumWatched uint64
 }

@@ -294,8 +294,7 @@ func (c *crowd) fail(err error) {
 
 // lastOfBatch is what the last operation of a batch on a key leaves.
 type lastOfBatch struct {
-	batch *leveldb.Batch
-	last  map[string]written
+	last map[string]written
 }
 
 func (o *lastOfBatch) Put(key, value []byte) {

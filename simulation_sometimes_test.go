@@ -74,8 +74,7 @@ var logLines = []struct{ branch, words string }{
 
 // logWatcher looks for the branches that are logged.
 type logWatcher struct {
-	seen  *sightings
-	attrs string
+	seen *sightings
 }
 
 func (w *logWatcher) Enabled(context.Context, slog.Level) bool { return true }

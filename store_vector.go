@@ -177,13 +177,6 @@ func (k *knowledge) vectorRows() map[Origin]vectorRow {
 	return maps.Clone(k.rows)
 }
 
-// size is how many origins are known.
-func (k *knowledge) size() int {
-	k.mu.RLock()
-	defer k.mu.RUnlock()
-	return len(k.rows)
-}
-
 // adoptions returns a copy of what is known of adoptions, and a number that changes
 // with it.
 func (k *knowledge) adoptions() (adoptions, uint64) {

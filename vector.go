@@ -77,9 +77,6 @@ type adoptionID uint64
 // has not. Adopted values are known to whoever covers the marks of all of them.
 type adoptions map[adoptionID]Stamp
 
-// marked reports whether an adoption is known to have ended.
-func (a adoptions) marked(id adoptionID) bool { return a[id] != Stamp{} }
-
 // covered reports whether every adoption has ended, and a vector covers all the marks.
 func (a adoptions) covered(by vector) bool {
 	for _, mark := range a {

@@ -563,7 +563,7 @@ func benchAfterPowerCut(b *testing.B) {
 	}
 	a.pull(b, z)
 	z.sync(b)
-	a.part(b, z)
+	require.NoError(b, a.RemovePeer(z.Addr().String()))
 	z.close(b)
 
 	db := openDB(b, kept)

@@ -200,12 +200,13 @@ func (r *modelReplica) copy() *modelReplica {
 	d, disk := r.d, r.disk.copy()
 	c := &store{engine: disk, settings: d.settings, name: d.name, peers: make(map[DatabaseID]*peerRecord, len(d.peers))}
 	for id, p := range d.peers {
-		c.peers[id] = &peerRecord{cursor: p.cursor, unsaved: p.unsaved, epochs: p.epochs, meeting: p.meeting}
+		c.peers[id] = &peerRecord{cursor: p.cursor, unsaved: p.unsaved, epochs: slices.Clip(p.epochs), meeting: p.meeting}
 	}
 	c.meetings.Store(d.meetings.Load())
 	c.scans.Store(d.scans.Load())
 	x := &d.commits.section
 	c.commits.engine, c.commits.over = disk, make(chan struct{})
+	c.commits.pool = d.commits.pool // each that there is keeps its store alive until the second collection
 	c.commits.section = section{
 		c: &c.commits, d: c, origin: x.origin, batch: new(leveldb.Batch), clock: x.clock, above: x.above,
 		head: x.head, floor: x.floor, records: x.records, own: x.own, commits: x.commits,

@@ -33,7 +33,7 @@ type committer struct {
 	engine    engine
 	published func(local bool) // called by the leader after each commit
 
-	pool sync.Pool // of proposals
+	pool *sync.Pool // of proposals
 
 	mu      sync.Mutex  // guards queue, leading and closed
 	queue   []*proposal // in order of arrival

@@ -85,6 +85,17 @@ type Options struct {
 	// The default value is nil.
 	TLS *tls.Config
 
+	// Authorize decides what a peer may do, before anything is served to it. It may be
+	// called at any time by several goroutines, and holds up the handshake that it is
+	// called for. An error refuses the peer, which is told its text. A peer with ReadOnly
+	// access may pull: nothing of it is merged here, its own changes stay where they are,
+	// and SyncNow does not wait for it. Both sides show in Status what was decided. A
+	// decision holds for a session: to revoke it, end the session with RemovePeer, or
+	// reopen.
+	//
+	// The default value is nil: everybody who can connect, may do everything.
+	Authorize func(PeerInfo) (Access, error)
+
 	// Insecure permits plain TCP beyond loopback addresses. Anybody who can reach the
 	// port can then read and write the whole database. Without ClusterKeys and TLS,
 	// Listener and Dial are not restricted: their security is the caller's
@@ -272,7 +283,7 @@ func (o *Options) store() storeSettings {
 // sync returns the settings of the syncer, without the listener.
 func (o *Options) sync() syncSettings {
 	settings := syncSettings{
-		logger: o.Logger, name: o.Name, cluster: o.Cluster, dial: o.Dial,
+		logger: o.Logger, name: o.Name, cluster: o.Cluster, dial: o.Dial, authorize: o.Authorize,
 		minInterval: o.MinInterval, maxInterval: o.MaxInterval, timeout: o.Timeout, maxValue: o.MaxValueSize,
 		maxHandshakes: o.MaxHandshakes, maxSessions: o.MaxSessions, maxSessionsPerAddr: o.MaxSessionsPerAddr,
 	}

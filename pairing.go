@@ -39,7 +39,7 @@ func (y *syncer) shake(ctx context.Context, nc net.Conn, addr string, p *peer) (
 	if p != nil {
 		dialed = p.addr
 	}
-	if err := y.secure(ctx, c, dialed); err != nil {
+	if err := y.protect(ctx, c, dialed); err != nil {
 		return nil, &PeerError{addr, "handshake", err}
 	}
 	g, err := y.greet(ctx, c, p != nil, false)
@@ -84,7 +84,7 @@ func (y *syncer) probe(ctx context.Context, p *peer) error {
 	}
 	defer nc.Close()
 	c := newConn(nc, y.settings.timeout)
-	if err := y.secure(ctx, c, p.addr); err != nil {
+	if err := y.protect(ctx, c, p.addr); err != nil {
 		return &PeerError{p.addr, "handshake", err}
 	}
 	g, err := y.greet(ctx, c, true, true)

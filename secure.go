@@ -12,7 +12,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	"net"
 	"time"
@@ -140,19 +139,12 @@ func checkTLS(c *tls.Config) error {
 	return nil
 }
 
-// secure has the frames of a connection go over TLS, if that is configured. addr is what
-// was dialled, or "".
-func (y *syncer) secure(ctx context.Context, c *conn, addr string) error {
-	protect := y.settings.security
-	if protect.server == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, y.settings.timeout)
-	defer cancel()
-	t := tls.Server(&securing{c.Conn, paced{c}}, protect.server)
+// secure has the frames of a connection go over TLS. addr is what was dialled, or "".
+func (c *conn) secure(ctx context.Context, by security, addr string) error {
+	t := tls.Server(&securing{c.Conn, paced{c}}, by.server)
 	if addr != "" {
-		config := protect.client
-		if protect.byHost {
+		config := by.client
+		if by.byHost {
 			host, _, err := net.SplitHostPort(addr)
 			if err != nil {
 				host = addr
@@ -163,29 +155,11 @@ func (y *syncer) secure(ctx context.Context, c *conn, addr string) error {
 		t = tls.Client(&securing{c.Conn, paced{c}}, config)
 	}
 	if err := t.HandshakeContext(ctx); err != nil {
-		var plain tls.RecordHeaderError
-		if addr == "" && errors.As(err, &plain) {
-			sayBye(c, errSpeaksTLS)
-		}
-		if addr == "" {
-			drain(c)
-		}
 		return tlsError(err)
 	}
 	c.over(t)
 	c.certificates = t.ConnectionState().PeerCertificates
 	return nil
-}
-
-// errSpeaksTLS is for a peer that dials in without TLS, from where it stands.
-var errSpeaksTLS = fmt.Errorf("%w: the other side speaks TLS, this side does not: check that both set ClusterKeys, or both TLS", ErrRefused)
-
-// drain reads what a refused peer has sent already. A connection that is closed with
-// unread data is reset, and the peer may not see why.
-func drain(c *conn) {
-	if c.Conn.SetReadDeadline(time.Now().Add(byePatience)) == nil {
-		_, _ = io.CopyN(io.Discard, c.Conn, maxSmallFrame)
-	}
 }
 
 // securing is the connection below TLS.

@@ -281,3 +281,90 @@ func TestSecureOptions(t *testing.T) {
 		require.NoError(t, o.Validate())
 	}
 }
+
+// TestAuthorize: the program decides who may do what. What a peer with read-only access
+// writes, stays there.
+func TestAuthorize(t *testing.T) {
+	t.Run("refused", func(t *testing.T) {
+		var mu sync.Mutex
+		var asked []replicator.PeerInfo
+		server := newHost(t, func(o *replicator.Options) {
+			o.ClusterKeys = [][]byte{clusterKey(1)}
+			o.Authorize = func(p replicator.PeerInfo) (replicator.Access, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				asked = append(asked, p)
+				return replicator.ReadWrite, fmt.Errorf("decommissioned: %s", p.Name)
+			}
+		})
+		client := newHost(t, func(o *replicator.Options) {
+			o.ClusterKeys, o.Name = [][]byte{clusterKey(1)}, "old"
+		})
+		require.NoError(t, client.AddPeer(server.Addr().String(), nil))
+		require.ErrorContains(t, client.SyncNow(within(t, 5*time.Second)), "not authorized: decommissioned: old")
+		server.logged("level=WARN", "refused a connection", "decommissioned: old")
+		mu.Lock()
+		defer mu.Unlock()
+		require.Equal(t, client.Status().ID, asked[0].ID)
+		require.Len(t, asked[0].Certificates, 1)
+		refused := server.Status().Refused
+		require.Len(t, refused, 1)
+		require.Equal(t, "127.0.0.1", refused[0].Host)
+		require.Contains(t, refused[0].Error, "decommissioned: old")
+		require.Positive(t, refused[0].Count)
+	})
+	t.Run("read-only", func(t *testing.T) {
+		inCluster(t, 3, func(t *testing.T, c *cluster) {
+			c.link(1, 0)
+			c.link(2, 0)
+			server, reader, writer := c.nodes[0], c.nodes[1], c.nodes[2]
+			server.open(func(o *replicator.Options) {
+				o.Authorize = func(p replicator.PeerInfo) (replicator.Access, error) {
+					if p.Name == "reader" {
+						return replicator.ReadOnly, nil
+					}
+					return replicator.ReadWrite, nil
+				}
+			})
+			reader.open(func(o *replicator.Options) { o.Name = "reader" })
+			writer.open()
+			server.put("from the server", "value")
+			writer.put("from the writer", "value")
+			reader.put("from the reader", "value")
+			for _, n := range []*node{server, reader} {
+				n.arrives("from the server", "value")
+				n.arrives("from the writer", "value")
+			}
+			require.NoError(t, server.sync())
+			require.NoError(t, reader.sync())
+			time.Sleep(time.Minute)
+			for _, n := range []*node{server, writer} {
+				_, found := n.get("from the reader")
+				require.False(t, found, n.name)
+			}
+			there := reader.peer("n0")
+			require.Equal(t, replicator.ReadOnly, *there.Granted)
+			require.Equal(t, replicator.ReadWrite, *there.Access)
+			require.Equal(t, replicator.StateInSync, there.State)
+			for _, p := range server.r.Status().Peers {
+				if p.Name == "reader" {
+					require.Equal(t, replicator.ReadOnly, *p.Access)
+					require.Equal(t, replicator.StateReadOnly, p.State)
+				}
+			}
+		})
+	})
+	t.Run("read-only, and it sends", func(t *testing.T) {
+		server := newHost(t, func(o *replicator.Options) {
+			o.Authorize = func(replicator.PeerInfo) (replicator.Access, error) { return replicator.ReadOnly, nil }
+		})
+		client := newHost(t, nil)
+		require.NoError(t, client.AddPeer(server.Addr().String(), nil))
+		require.NoError(t, client.SyncNow(within(t, 5*time.Second)))
+		require.NoError(t, server.SyncNow(within(t, 5*time.Second)), "it does not wait for a reader")
+		require.NoError(t, client.Put([]byte("key of the client"), nil, nil))
+		time.Sleep(50 * time.Millisecond)
+		_, err := server.Get([]byte("key of the client"), nil)
+		require.Error(t, err)
+	})
+}

@@ -22,6 +22,7 @@ type syncSettings struct {
 	name, cluster            string
 	listener                 net.Listener // nil: peers cannot dial in
 	security                 security
+	authorize                func(PeerInfo) (Access, error) // nil: everybody may do everything
 	dial                     func(ctx context.Context, addr string) (net.Conn, error)
 	minInterval, maxInterval time.Duration
 	timeout                  time.Duration

@@ -33,6 +33,10 @@ type puller struct {
 // pull reads what the peer has, page by page. When all is merged, the peer holds the
 // pull until there is something new.
 func (s *session) pull() error {
+	if s.access == ReadOnly {
+		s.note(func() { s.state = StateReadOnly })
+		return nil
+	}
 	u := &puller{s: s, c: s.record.place()}
 	defer u.endScan()
 	empty := s.store.head() == 0 && !s.store.adopter.running()

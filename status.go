@@ -23,7 +23,16 @@ type Status struct {
 	Listening  string         `json:"listening,omitempty"` // address that peers can dial
 	Failed     string         `json:"failed,omitempty"`    // why writes are refused
 	Adoption   AdoptionStatus `json:"adoption"`
-	Peers      []PeerStatus   `json:"peers"` // configured peers by address, then peers that dialled in
+	Peers      []PeerStatus   `json:"peers"`             // configured peers by address, then peers that dialled in
+	Refused    []Refusal      `json:"refused,omitempty"` // inbound connections that were refused, at most 64 kinds, the latest first
+}
+
+// Refusal tells of the inbound connections from one host that were refused for one cause.
+type Refusal struct {
+	Host  string    `json:"host"`
+	Error string    `json:"error"` // of the latest
+	Count uint64    `json:"count"`
+	Last  time.Time `json:"last"`
 }
 
 // VectorStatus is the version vector in short. Two replicas with equal sums know the
@@ -53,6 +62,8 @@ type PeerStatus struct {
 	Name       string     `json:"name,omitempty"`   // the peer's Options.Name
 	SameAs     string     `json:"sameAs,omitempty"` // another configured address that leads to the same replica
 	State      State      `json:"state"`
+	Access     *Access    `json:"access,omitempty"`   // what the peer may do here, see Options.Authorize; during a session
+	Granted    *Access    `json:"granted,omitempty"`  // what this replica may do at the peer; during a session
 	DialedBy   Side       `json:"dialedBy,omitempty"` // during a session
 
 	// Behind is an upper bound of the number of records in the peer's log, as last
@@ -125,6 +136,9 @@ func (r *Replicator) Status() Status {
 		}
 	}
 	slices.SortFunc(s.Peers[configured:], func(a, b PeerStatus) int { return cmp.Compare(a.Addr, b.Addr) })
+	for _, f := range r.syncer.refusals.list() {
+		s.Refused = append(s.Refused, Refusal{f.host, f.text, f.count, f.last})
+	}
 	return s
 }
 
@@ -173,6 +187,7 @@ func (ps *PeerStatus) describe(d *store, record *peerRecord, s *session) {
 		}
 		t.add(s.traffic())
 		merged, durable = s.server.known(), g.durable
+		ps.Access, ps.Granted = &s.access, g.granted
 	}
 	ps.BytesIn, ps.BytesOut, ps.RecordsIn, ps.RecordsOut = t.bytesIn, t.bytesOut, t.recordsIn, t.recordsOut
 	if heard {

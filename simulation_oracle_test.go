@@ -194,6 +194,9 @@ func (o *oracle) noteScans(n *node) {
 			o.s.seen.note("an opening finds an unfinished rescan")
 		case c.Keys:
 			o.s.seen.note("an opening finds an unfinished full pull")
+			if floor, err := replicator.Floor(n.db); err == nil && floor > 1 {
+				o.s.seen.note("an opening finds an unfinished first sync")
+			}
 		}
 	}
 }
@@ -487,7 +490,9 @@ func (s *simulation) acknowledgedBy(n *node) map[string]replicator.Version {
 			}
 			log, err := replicator.LogRows(m.db)
 			require.NoError(s.t, err)
-			for _, row := range log {
+			index, err := replicator.IndexRows(m.db) // a first sync leaves no log
+			require.NoError(s.t, err)
+			for _, row := range slices.AppendSeq(log, maps.Values(index)) {
 				if row.Seq <= *told.Acknowledged {
 					promised[row.Key] = greater(promised[row.Key], row.Version)
 				}

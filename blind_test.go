@@ -97,14 +97,14 @@ func (s *blindSchedule) value(v Version) []byte { return fmt.Append(nil, v) }
 
 func (s *blindSchedule) step() {
 	switch n := s.rng.IntN(100); {
-	case n < 15:
+	case n < 6:
 		s.write(s.key(), s.rng.IntN(3) == 0)
 	case n < 35:
 		p := s.peers[s.rng.IntN(len(s.peers))]
 		v := Version{Stamp{p.clock, p.origin}, s.rng.IntN(3) == 0}
 		p.rows[s.key()] = v
 		p.known[p.origin] = p.clock
-		p.clock += 1 + s.rng.Uint64N(3)
+		p.clock += 1 + s.rng.Uint64N(8)
 	case n < 42:
 		p, q := s.peers[s.rng.IntN(len(s.peers))], s.peers[s.rng.IntN(len(s.peers))]
 		p.merge(q.rows, q.known)
@@ -112,7 +112,7 @@ func (s *blindSchedule) step() {
 		s.peers[s.rng.IntN(len(s.peers))].merge(s.rows(0), s.pair[0].known.all())
 	case n < 54 && len(s.scans) < 3:
 		s.begin(s.peers[s.rng.IntN(len(s.peers))])
-	case n < 56:
+	case n < 55:
 		s.open()
 	case len(s.scans) > 0:
 		i := s.rng.IntN(len(s.scans))

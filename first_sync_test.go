@@ -2,6 +2,7 @@ package replicator_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -125,7 +126,17 @@ func TestCheckpointedFirstSync(t *testing.T) {
 						if local {
 							change(1)
 						}
+						if seed%2 == 0 {
+							time.Sleep(2 * firstStep) // no log tells of the changes any more
+						}
 						end(c, n)
+						known, clock := replicator.Vector(n.r), n.r.Status().Clock
+						for _, ch := range made {
+							require.True(t, known[ch.Origin] >= ch.Clock || strings.Contains(name, "power cut"), "it no longer knows that it made %v", ch)
+						}
+						for key, row := range n.index() {
+							require.Less(t, row.Clock, clock, key)
+						}
 						if local {
 							change(2)
 						}
@@ -189,6 +200,19 @@ func TestConsistentFirstSync(t *testing.T) {
 			require.NotZero(t, n.r.Status().LogRecords, "it writes a log from when it was too slow")
 		})
 	})
+	t.Run("a merge that was examined before", func(t *testing.T) {
+		inFirst(t, 5, 2, func(t *testing.T, c *cluster, source, n *node) {
+			const key = "k00290"
+			older := replicator.Version{Stamp: replicator.Stamp{Clock: 1, Origin: 1<<63 | 5}}
+			commit, err := replicator.Examine(n.r, replicator.Entry{Version: older, Key: key, Value: "older"})
+			require.NoError(t, err)
+			require.NoError(t, n.sync())
+			won, err := commit()
+			require.NoError(t, err)
+			require.Zero(t, won)
+			require.Equal(t, source.version(key), n.version(key))
+		})
+	})
 	t.Run("a follower", func(t *testing.T) {
 		// Its checkpoint lies below the floor when the first sync goes on.
 		inFirst(t, 4, 3, func(t *testing.T, c *cluster, source, n *node) {
@@ -199,10 +223,13 @@ func TestConsistentFirstSync(t *testing.T) {
 			had := len(last.index())
 			require.NotZero(t, had)
 			require.Less(t, had, firstKeys)
+			c.net.Heal()
+			time.Sleep(time.Second / 2)
+			require.Less(t, len(n.index()), firstKeys)
+			require.Len(t, last.index(), had)
 			n.put("local", "here")
 			last.arrives("local", "here")
-			c.net.Heal()
-			time.Sleep(time.Second)
+			require.LessOrEqual(t, n.r.Status().LogRecords, uint64(1))
 			source.put("k00001", "changed")
 			c.converge()
 			require.Len(t, last.index(), firstKeys+1)

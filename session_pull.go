@@ -129,7 +129,7 @@ func (u *puller) arrive(p *page) (cursor, error) {
 // beginFirst finds out whether a scan is a first sync, when there is more of it to come.
 func (u *puller) beginFirst(p *page, next *cursor, gained func() int64) {
 	if !u.began && !p.ahead && next.scan == scanKeys && next.checkpoint.isZero() {
-		u.began, u.first = true, u.s.store.beginFirst(gained)
+		u.began, u.first = true, u.s.store.beginFirst(!p.first, gained)
 	}
 }
 

@@ -22,16 +22,14 @@ type firstSync struct {
 }
 
 // beginFirst returns what lets the pages of a scan be merged without log rows, or nil if
-// this replica is not empty. One scan at a time may do so. If there is one already, it
-// is so slow that the next one goes ahead, and both write log rows.
-func (d *store) beginFirst(gained func() int64) *firstSync {
-	if d.adopter.running() || d.head() > 0 && d.commits.visible.floor.Load() == 1 {
+// this replica has more than what a first sync has left, of which the scan may be the rest.
+// One scan at a time may do so. If there is one already, it is so slow that the next one
+// goes ahead, and both write log rows.
+func (d *store) beginFirst(rest bool, gained func() int64) *firstSync {
+	visible := &d.commits.visible
+	rest = visible.floor.Load() > 1 && (rest && visible.records.Load() == 0 || !d.hasMerged())
+	if d.adopter.running() || d.head() > 0 && !rest {
 		return nil
-	}
-	for _, record := range d.allPeers() {
-		if c := record.place(); !c.checkpoint.isZero() {
-			return nil
-		}
 	}
 	first := &firstSync{gained: gained, at: time.Now()}
 	if d.first.CompareAndSwap(nil, first) {
@@ -39,6 +37,16 @@ func (d *store) beginFirst(gained func() int64) *firstSync {
 	}
 	d.endFirst(d.first.Load())
 	return nil
+}
+
+// hasMerged reports whether all of a peer's log was merged once.
+func (d *store) hasMerged() bool {
+	for _, record := range d.allPeers() {
+		if c := record.place(); !c.checkpoint.isZero() {
+			return true
+		}
+	}
+	return false
 }
 
 // endFirst has a scan write log rows from now on, if it did not so far, and peers wait no

@@ -180,7 +180,9 @@ func (s *modelState) hangUpPair(i, j int) {
 	for _, at := range [][2]int{{i, j}, {j, i}} {
 		l := s.pulls[at[0]][at[1]]
 		if r := s.r[at[0]]; l != nil && l.puller.scanning && r != nil {
-			s.own(at[0]).d.scans.Add(-1)
+			d := s.own(at[0]).d
+			d.scans.Add(-1)
+			d.endFirst(l.puller.first)
 		}
 		s.pulls[at[0]][at[1]] = &modelPull{}
 		s.pulls[at[0]][at[1]].seal()
@@ -204,12 +206,13 @@ func (r *modelReplica) copy() *modelReplica {
 	}
 	c.meetings.Store(d.meetings.Load())
 	c.scans.Store(d.scans.Load())
+	c.first.Store(d.first.Load())
 	x := &d.commits.section
 	c.commits.engine, c.commits.over = disk, make(chan struct{})
 	c.commits.pool = d.commits.pool // each that there is keeps its store alive until the second collection
 	c.commits.section = section{
 		c: &c.commits, d: c, origin: x.origin, batch: new(leveldb.Batch), clock: x.clock, above: x.above,
-		head: x.head, floor: x.floor, records: x.records, own: x.own, commits: x.commits,
+		head: x.head, floor: x.floor, records: x.records, own: x.own,
 	}
 	k, n := &d.known, &c.known
 	n.head, n.origin, n.history, n.own, n.changes = k.head, k.origin, k.history, k.own, k.changes
@@ -370,7 +373,13 @@ func (s *modelState) arrive(i, j int, p *page) (err error) {
 	u.s = s.session(i, j)
 	u.s.news, _ = s.r[j].d.known.adoptions()
 	if l.next, err = u.arrive(p); err == nil {
-		l.found, err = u.examine(p)
+		u.beginFirst(p, &l.next, nil)
+		if u.first != nil {
+			u.first.at = time.Now().Add(modelFar)
+		}
+		if l.found, err = u.examine(p); err == nil {
+			l.found.first = u.first
+		}
 	}
 	s.pull(j, i).peer = u.s.server.peer
 	u.s = nil
@@ -421,7 +430,11 @@ func (s *modelState) merge(i, j int) (done bool, err error) {
 			r.at = time.Now().Add(modelFar) // held back until somebody asks for all
 		}
 	}
-	u.c, u.s = l.next, nil
+	if u.c = l.next; u.c.scan == scanNone {
+		d.endFirst(u.first)
+		u.began, u.first = false, nil
+	}
+	u.s = nil
 	l.puller, l.page, l.found = u, nil, nil
 	if p := l.behind; p != nil {
 		l.behind = nil
@@ -790,6 +803,7 @@ func (r *modelReplica) seal() {
 	h, d := make(modelHash, 0, 2048), r.d
 	h.rows(r.disk.modelRows)
 	k, x := &d.known, &d.commits.section
+	h.bool(d.first.Load() != nil)
 	h.num(k.head, k.own, uint64(k.origin), x.clock.next, x.clock.ceiling, x.above, x.floor, uint64(d.scans.Load()), k.backlog.after)
 	for _, o := range slices.Sorted(maps.Keys(k.rows)) {
 		h.num(uint64(o), k.rows[o].clock, k.rows[o].risen)
@@ -836,6 +850,7 @@ func (l *modelPull) seal() {
 	h.bool(u.held)
 	h.stamps(u.vector)
 	h.bool(u.scanning)
+	h.bool(u.first != nil)
 	h.bool(u.blind.on)
 	h.bool(u.blind.begin)
 	h.num(u.blind.above, l.told, l.ahead)
@@ -882,7 +897,7 @@ func (s *modelState) hash() uint64 {
 			}
 			l.seal()
 			h.num(l.sum)
-			h.bool(l.puller.blind.on && l.puller.blind.commits == r.d.commits.section.commits)
+			h.bool(l.puller.blind.on && l.puller.blind.head == r.d.commits.section.head)
 			h.bool(s.open[i][j])
 		}
 	}

@@ -24,8 +24,10 @@ type puller struct {
 	vector     []Stamp // of the scan's first page; nil: it went with the session that got it
 	held       bool    // the vector is at hand
 	blind      blindness
-	full       bool   // a pull of everything was part of it
-	scanning   bool   // a scan is under way
+	full       bool // a pull of everything was part of it
+	scanning   bool // a scan is under way
+	began      bool // it is known whether that is a first sync
+	first      *firstSync
 	incomplete bool   // something was left out: nothing that was merged since counts
 	stale      uint64 // entries of the last page that were not needed
 }
@@ -73,6 +75,7 @@ func (s *session) pull() error {
 			if err := u.takeTurn(); err != nil {
 				return err
 			}
+			u.beginFirst(&p, &next, s.conn.gained.Load)
 			if err := u.request(next, empty, true); err != nil {
 				return err
 			}
@@ -127,12 +130,20 @@ func (u *puller) arrive(p *page) (cursor, error) {
 	return next, s.hears(p.vector)
 }
 
+// beginFirst finds out whether a scan is a first sync, when there is more of it to come.
+func (u *puller) beginFirst(p *page, next *cursor, gained func() int64) {
+	if !u.began && !p.ahead && next.scan == scanKeys && next.checkpoint.isZero() {
+		u.began, u.first = true, u.s.store.beginFirst(!p.first, gained)
+	}
+}
+
 // merge merges a page, with its progress in the batch of the last entries.
 func (u *puller) merge(p *page, next cursor) error {
 	c, err := u.examine(p)
 	if err != nil {
 		return err
 	}
+	c.first = u.first
 	if err := u.s.store.merge(c, &u.blind, u.progress(p, next)); err != nil {
 		return err
 	}
@@ -288,6 +299,8 @@ func (u *puller) takeTurn() error { return u.s.y.turns.take(u.s) }
 
 // endScan lets others have their turn.
 func (u *puller) endScan() {
+	u.s.store.endFirst(u.first)
+	u.began, u.first = false, nil
 	u.s.y.turns.giveBack(u.s)
 	if u.scanning {
 		u.scanning = false
@@ -348,6 +361,7 @@ func (u *puller) fetch(entries []entry, indices []int) error {
 		if c.missing() != nil {
 			return fmt.Errorf("%w: values: an entry comes without its value", ErrProtocol)
 		}
+		c.first = u.first
 		if err := s.store.merge(c, &u.blind, nil); err != nil {
 			return err
 		}

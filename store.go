@@ -24,7 +24,8 @@ type store struct {
 	adopter  *adopter
 	durable  durability
 	scans    atomic.Int64 // of peers' databases that are under way
-	imaged   time.Time    // when an epoch began because of an image; belongs to the commit section
+	first    atomic.Pointer[firstSync]
+	imaged   time.Time // when an epoch began because of an image; belongs to the commit section
 
 	ctx    context.Context // done when the background work must end
 	cancel context.CancelFunc

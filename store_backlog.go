@@ -13,7 +13,7 @@ import (
 type backlog struct {
 	limit   int // bytes
 	size    int
-	after   uint64 // everything behind this sequence is here
+	after   uint64 // everything behind this sequence is here, and changes made here from before
 	records deque[backRecord]
 	rises   deque[rise]
 	arena   []byte // where the next keys and values go
@@ -41,6 +41,10 @@ func newBacklog(head uint64, limit int) backlog { return backlog{limit: limit, a
 
 // add takes in a commit. The section is published right after.
 func (b *backlog) add(x *section) {
+	if x.first {
+		b.after = x.head
+		return
+	}
 	size := 0
 	for i := range x.changes {
 		size += len(x.changes[i].key) + min(len(x.changes[i].value), backlogValue) + backlogExtra
@@ -71,7 +75,7 @@ func (b *backlog) add(x *section) {
 	for b.size > b.limit && b.records.len() > 0 {
 		r := b.records.pop()
 		b.size -= len(r.key) + len(r.value) + backlogExtra
-		b.after = r.seq
+		b.after = max(b.after, r.seq)
 	}
 	for b.rises.len() > 0 && (b.rises.at(0).seq <= b.after || b.size > b.limit) {
 		b.after = max(b.after, b.rises.pop().seq)

@@ -160,6 +160,11 @@ type answer struct {
 // everything is said, too.
 func (v *server) answer(q *pull, told uint64, idle bool, to sink) (a answer, err error) {
 	to.reset()
+	if v.scan == nil || v.scan.kind != q.scan { // else there is a snapshot
+		if wait := v.d.awaitFirst(time.Now()); wait > 0 {
+			return v.answerFirst(q, wait, to), nil
+		}
+	}
 	head, history := v.d.position()
 	switch {
 	case !history.knows(&q.cursor, head):
@@ -173,11 +178,7 @@ func (v *server) answer(q *pull, told uint64, idle bool, to sink) (a answer, err
 		v.endScan()
 		var reaches bool
 		if a, reaches = v.follow(q, told, idle, to); !reaches {
-			kind := scanLog
-			if q.checkpoint.seq+1 < v.d.commits.visible.floor.Load() {
-				kind = scanKeys // records behind the checkpoint are gone
-			}
-			err = v.begin(q, &q.cursor, kind, &a, to)
+			err = v.begin(q, &q.cursor, scanLog, &a, to)
 		}
 	}
 	a.page.unsure = v.d.scans.Load() > 0
@@ -273,6 +274,28 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 // or else it can't tell others, and in a mesh where all write they would hold records
 // back for each other until it is too late.
 func (v *server) sendAhead(f filter, i int, after uint64, a *answer, to sink) bool {
+	if !v.sendOwn(f, i, a, to) {
+		return false
+	}
+	a.page.vector = v.d.known.madeBy(after, v.ahead)
+	return true
+}
+
+// answerFirst answers while a first sync is under way: with changes made here, from
+// which nothing follows. A first pull is answered in any case.
+func (v *server) answerFirst(q *pull, wait time.Duration, to sink) answer {
+	a := answer{wait: wait}
+	v.d.known.mu.RLock()
+	defer v.d.known.mu.RUnlock()
+	if !v.sendOwn(v.filter(), 0, &a, to) && !q.wait {
+		a.page.ahead, a.ready = true, true
+	}
+	return a
+}
+
+// sendOwn gives changes made here that were not sent yet to the sink, from the record
+// with index i on. It reports whether there are any. The caller holds mu.
+func (v *server) sendOwn(f filter, i int, a *answer, to sink) bool {
 	b := &v.d.known.backlog
 	var records []*backRecord
 	last, size := v.ahead, 0
@@ -288,7 +311,6 @@ func (v *server) sendAhead(f filter, i int, after uint64, a *answer, to sink) bo
 	}
 	v.ahead = last
 	a.page.ahead, a.ready = true, true
-	a.page.vector = v.d.known.madeBy(after, last)
 	send(records, a, to)
 	return true
 }
@@ -367,6 +389,7 @@ type scanView struct {
 	to     position // the head of the snapshot
 	kind   scan
 	after  uint64 // records up to here are left out
+	floor  uint64 // of the log in the snapshot
 	vector []Stamp
 	log    *logReader
 	index  *indexReader
@@ -395,6 +418,9 @@ func (s *scanView) release() {
 	}
 	s.snapshot.Release()
 }
+
+// isExpired reports whether the log has no longer all that is to be sent.
+func (s *scanView) isExpired() bool { return s.after+1 < s.floor }
 
 // endScan gives the snapshot of a scan back.
 func (v *server) endScan() {
@@ -428,6 +454,9 @@ func (v *server) begin(q *pull, c *cursor, kind scan, a *answer, to sink) error 
 	if err != nil {
 		return err
 	}
+	if kind == scanLog && s.isExpired() {
+		kind = scanKeys
+	}
 	s.kind = kind
 	v.scan = s
 	a.page.vector = s.vector
@@ -456,7 +485,7 @@ func (v *server) resume(q *pull, a *answer, to sink) error {
 		}
 		s.kind = q.scan
 		v.scan = s
-		if s.kind == scanLog && q.checkpoint.seq+1 < v.d.commits.visible.floor.Load() {
+		if s.kind == scanLog && s.isExpired() {
 			return v.begin(q, &q.cursor, scanKeys, a, to)
 		}
 	}
@@ -478,7 +507,7 @@ func (d *store) scanFrom(after uint64, joined bool) (*scanView, error) {
 		k := &d.known
 		k.mu.RLock()
 		defer k.mu.RUnlock()
-		s.to = k.history.label(x.head)
+		s.to, s.floor = k.history.label(x.head), x.floor
 		since := after
 		if !joined {
 			since = 0

@@ -403,3 +403,28 @@ func (m *PageMerger) Merge() (won int, err error) {
 	}
 	return won, nil
 }
+
+// FailWrites has all writes fail from now on.
+func FailWrites(r *Replicator, err error) {
+	_ = r.store.enter(false, func(x *section) error { return x.c.fail(err) })
+}
+
+// DurablePoints returns how many durable points a replica has had since it was opened.
+func DurablePoints(r *Replicator) uint64 {
+	_, _, number := r.store.durable.last(DatabaseID{})
+	return number
+}
+
+// RenewID has a replica draw a new database id.
+func RenewID(r *Replicator) error {
+	r.syncer.renewID(r.store.id())
+	return r.store.failure()
+}
+
+// BeginEpoch has a replica find that it goes on from an image.
+func BeginEpoch(r *Replicator) error {
+	if err := r.syncer.suspectImage(); err != errImage {
+		return err
+	}
+	return nil
+}

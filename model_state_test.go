@@ -459,7 +459,8 @@ func (s *modelState) write(i, k int, deleted bool) error {
 	s.ghost = append(slices.Clip(s.ghost), g)
 	p := d.commits.newProposal()
 	p.key, p.value, p.deleted, p.ops, p.keys, p.values = []byte(g.key), []byte(g.value), deleted, 1, len(g.key), len(g.value)
-	return d.commits.do(p)
+	_, err := d.commits.do(p)
+	return err
 }
 
 // take does a step, and reports whether it could be done.

@@ -163,7 +163,8 @@ func (r *Replicator) writeOne(key, value []byte, deleted bool, wo *opt.WriteOpti
 	p.key, p.value, p.deleted = key, value, deleted
 	p.ops, p.keys, p.values = 1, len(key), len(value)
 	p.sync, p.alone = wo.GetSync(), wo.GetNoWriteMerge()
-	return r.propose(p)
+	_, err := r.propose(p)
+	return err
 }
 
 // Write applies a batch atomically, in one leveldb batch with its change-log records. If
@@ -172,18 +173,24 @@ func (r *Replicator) writeOne(key, value []byte, deleted bool, wo *opt.WriteOpti
 //
 // The batch is atomic on this replica only. It may arrive at peers in parts.
 func (r *Replicator) Write(b *leveldb.Batch, wo *opt.WriteOptions) error {
+	_, err := r.commit(b, wo)
+	return err
+}
+
+// commit is Write, and returns the stamp of the first operation.
+func (r *Replicator) commit(b *leveldb.Batch, wo *opt.WriteOptions) (Stamp, error) {
 	if b == nil || b.Len() == 0 {
 		if r.gate.isClosed() {
-			return ErrClosed
+			return Stamp{}, ErrClosed
 		}
-		return nil
+		return Stamp{}, nil
 	}
 	check := batchCheck{r: r}
 	if err := b.Replay(&check); err != nil {
-		return fmt.Errorf("replicator: write: %w", err)
+		return Stamp{}, fmt.Errorf("replicator: write: %w", err)
 	}
 	if check.err != nil {
-		return check.err
+		return Stamp{}, check.err
 	}
 	p := r.store.commits.newProposal()
 	p.batch, p.ops, p.keys, p.values = b, b.Len(), check.keys, check.values
@@ -191,9 +198,9 @@ func (r *Replicator) Write(b *leveldb.Batch, wo *opt.WriteOptions) error {
 	return r.propose(p)
 }
 
-func (r *Replicator) propose(p *proposal) error {
+func (r *Replicator) propose(p *proposal) (first Stamp, err error) {
 	if !r.gate.enter() {
-		return ErrClosed
+		return Stamp{}, ErrClosed
 	}
 	defer r.gate.leave()
 	return r.store.commits.do(p)

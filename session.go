@@ -90,6 +90,7 @@ type session struct {
 	pages   chan []byte   // to pull
 	values  chan []byte   // to pull
 	commits *subscription // wakes serve
+	look    chan struct{} // wakes serve, too
 	beats   chan struct{} // wakes beat
 
 	meeting turn // guards what follows
@@ -114,6 +115,7 @@ type session struct {
 	news       adoptions // what the peer told of adoptions, yet to be learned
 	durable    vector    // what is durable at the peer
 	granted    *Access   // what this replica may do at the peer; nil: it has yet to say
+	acks       uint64    // number of acks received
 	state      State
 	caughtUp   bool // in this session, once
 	incomplete bool // the peer could not read something
@@ -136,6 +138,7 @@ func newSession(ctx context.Context, y *syncer, c *conn, g *greeting, record *pe
 		pages:   make(chan []byte, 1),
 		values:  make(chan []byte, 1),
 		beats:   make(chan struct{}, 1),
+		look:    make(chan struct{}, 1),
 		changed: make(chan struct{}),
 		durable: vector{},
 		state:   StateStarting,
@@ -157,6 +160,7 @@ func (s *session) run() error {
 	}
 	s.commits = s.store.subscribe()
 	defer s.store.unsubscribe(s.commits)
+	s.store.begins(s.record, s.hello.epoch, s.own.id)
 	start(s.hear) // the peer's answer to the hello may be a bye
 	if err := s.open(); err != nil {
 		s.cancel(err)
@@ -422,13 +426,22 @@ func (s *session) acknowledged(a ack) error {
 	if !a.merged.isZero() && !history.contains(a.merged, head) {
 		a.merged = position{}
 	}
-	s.record.hasDurable(a.merged)
+	s.states(func(of *stated) { of.durable = a.merged })
 	origins := 0
 	s.note(func() {
+		s.acks++
 		s.durable.join(a.known)
 		origins = len(s.durable)
 	})
+	signal(s.look) // serve may have to ask for another
 	return checkOrigins(origins)
+}
+
+// states notes what the peer states of this replica's log, and wakes those who wait for
+// it.
+func (s *session) states(change func(*stated)) {
+	s.record.state(s.hello.epoch, s.own.id, change)
+	s.y.waits.wake()
 }
 
 // offer hands on what was asked for once; a peer that sends it twice, or

@@ -28,7 +28,8 @@ func (s *session) serve() error {
 			return err
 		}
 		if waiting != nil {
-			a, err := s.server.answer(waiting, s.statedHead(), !quiet.IsZero() && !now.Before(quiet), out)
+			idle := !quiet.IsZero() && !now.Before(quiet) || s.y.waits.isAwaited(waiting.checkpoint.seq)
+			a, err := s.server.answer(waiting, s.statedHead(), idle, out)
 			if err != nil {
 				return err
 			}
@@ -81,6 +82,7 @@ func (s *session) serve() error {
 				return err
 			}
 		case <-s.commits.wake:
+		case <-s.look:
 		case <-timer.C:
 		}
 	}
@@ -106,11 +108,11 @@ func (s *session) pulled(p *pull) error {
 			return s.y.suspectImage()
 		}
 	}
+	merged := position{}
 	if p.joined && history.contains(p.checkpoint, head) {
-		s.record.hasMerged(p.checkpoint)
-	} else {
-		s.record.hasMerged(position{})
+		merged = p.checkpoint
 	}
+	s.states(func(of *stated) { of.merged = merged })
 	return nil
 }
 
@@ -137,17 +139,30 @@ type newsTeller struct {
 	durable   uint64    // number of the durable point that was told
 	known     vector    // what was told with it
 	vectorAt  time.Time // when the vector is to be told; zero: there is no news
+	asked     time.Time // when the peer was last asked to make everything durable
+	acks      uint64    // number of its acks by then
 }
 
 // tell tells the news, and returns when to look again; 0: after a commit.
 func (n *newsTeller) tell(now time.Time) (again time.Duration, err error) {
-	s := n.s
 	if err := n.tellAdoptions(); err != nil {
 		return 0, err
 	}
-	if err := n.tellDurable(); err != nil {
+	flush, err := n.tellDurable(now)
+	if err != nil {
 		return 0, err
 	}
+	ask, err := n.askFlush(now)
+	if err != nil {
+		return 0, err
+	}
+	tell, err := n.tellVector(now)
+	return sooner(tell, sooner(flush, ask)), err
+}
+
+// tellVector tells what is known, a moment after it rose.
+func (n *newsTeller) tellVector(now time.Time) (again time.Duration, err error) {
+	s := n.s
 	switch {
 	case !s.hasVectorNews():
 		n.vectorAt = time.Time{}
@@ -179,24 +194,30 @@ func (n *newsTeller) tellAdoptions() error {
 	return nil
 }
 
-// tellDurable acknowledges what is durable, if that has changed or was asked for.
-func (n *newsTeller) tellDurable() error {
+// tellDurable acknowledges what is durable, if that has changed or was asked for. It
+// returns when to look again; 0: when it is asked for.
+func (n *newsTeller) tellDurable(now time.Time) (again time.Duration, err error) {
 	s := n.s
 	s.mu.Lock()
 	asked := s.flushAsked
-	s.flushAsked = false
 	s.mu.Unlock()
 	if asked {
 		if err := s.meet(); err != nil {
-			return err
+			return 0, err
 		}
-		if err := s.store.makeDurable(); err != nil {
-			return err
+		if again = s.store.durable.askable(now); again == 0 {
+			s.mu.Lock()
+			s.flushAsked = false
+			s.mu.Unlock()
+			if err := s.store.makeDurable(); err != nil {
+				return 0, err
+			}
 		}
+		asked = again == 0
 	}
 	merged, known, number := s.store.durable.last(s.hello.id)
 	if number == n.durable && !asked {
-		return nil
+		return again, nil
 	}
 	a := ack{merged: merged}
 	for _, k := range known.stamps() {
@@ -205,7 +226,30 @@ func (n *newsTeller) tellDurable() error {
 		}
 	}
 	n.durable, n.known = number, known
-	return s.send(frameAck, a.append(nil, s.hello.epoch, s.own.epoch))
+	return again, s.send(frameAck, a.append(nil, s.hello.epoch, s.own.epoch))
+}
+
+// askFlush asks the peer to make everything durable, if somebody waits for what it has
+// merged to be durable there, and it is not. It does not ask again before the peer has
+// answered. It returns when to look again; 0: when something has changed.
+func (n *newsTeller) askFlush(now time.Time) (again time.Duration, err error) {
+	s := n.s
+	if !s.y.waits.awaitsFlush(s.record.statement()) {
+		return 0, nil
+	}
+	s.mu.Lock()
+	acks := s.acks
+	s.mu.Unlock()
+	if !n.asked.IsZero() {
+		if acks == n.acks {
+			return 0, nil
+		}
+		if wait := n.asked.Add(flushEvery).Sub(now); wait > 0 {
+			return wait, nil
+		}
+	}
+	n.asked, n.acks = now, acks
+	return 0, s.send(frameFlush)
 }
 
 // hasVectorNews reports whether the vector rose by what the peer did not make itself.

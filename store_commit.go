@@ -65,8 +65,9 @@ type proposal struct {
 	alone      bool // must not be grouped with others
 	last       bool // queued by close
 
-	err  error
-	turn chan bool // receives true to take the lead, and false when done, with err set
+	first Stamp // of the first operation, once that has one
+	err   error
+	turn  chan bool // receives true to take the lead, and false when done, with err set
 }
 
 func (p *proposal) size() int { return p.keys + p.values }
@@ -78,12 +79,15 @@ func (c *committer) newProposal() *proposal {
 	return &proposal{turn: make(chan bool, 1)}
 }
 
-// do submits the proposal, waits until it is committed, and recycles the proposal.
-func (c *committer) do(p *proposal) error {
-	err := c.submit(p)
+// do submits the proposal, waits until it is committed, and recycles the proposal. It
+// returns the stamp of the first operation.
+func (c *committer) do(p *proposal) (first Stamp, err error) {
+	if err = c.submit(p); err == nil {
+		first = p.first
+	}
 	*p = proposal{turn: p.turn}
 	c.pool.Put(p)
-	return err
+	return first, err
 }
 
 // enter runs work in the commit section. No other commit happens between the reads of
@@ -92,7 +96,8 @@ func (c *committer) do(p *proposal) error {
 func (c *committer) enter(sync bool, work func(*section) error) error {
 	p := c.newProposal()
 	p.work, p.sync, p.alone = work, sync, true
-	return c.do(p)
+	_, err := c.do(p)
+	return err
 }
 
 // submit queues the proposal, and returns when it is committed.
@@ -410,6 +415,7 @@ func (x *section) addLocal(group []*proposal) error {
 		x.changes = make([]change, 0, ops)
 	}
 	for _, p := range group {
+		p.first = Stamp{x.clock.next, x.origin}
 		switch {
 		case p.batch != nil:
 			_ = p.batch.Replay((*localChanges)(x)) // cannot fail: it succeeded before the batch was queued

@@ -15,6 +15,10 @@ import (
 
 // This file owns durable points: what a power cut can't take, and goes back to.
 
+// flushEvery is how often a peer is asked to make everything durable at most, and how
+// often this replica does so because it is asked.
+const flushEvery = 100 * time.Millisecond
+
 // durablePoint is what was merged and known when everything was last made durable. It
 // is captured in the commit section before the flush, and written with Sync after
 // it. After a power cut a replica goes on from there: what the database holds may be
@@ -91,6 +95,7 @@ type durability struct {
 	vec   vector
 	count uint64 // of points
 	at    time.Time
+	asked time.Time // when one was made because a peer had asked
 }
 
 func (y *durability) load(p durablePoint) {
@@ -114,6 +119,18 @@ func (y *durability) last(id DatabaseID) (merged position, known vector, number 
 		merged = c.checkpoint
 	}
 	return merged, y.vec, y.count
+}
+
+// askable returns how long a durable point that a peer has asked for has to wait; 0: it is
+// to be made now. All peers together get one in flushEvery.
+func (y *durability) askable(now time.Time) time.Duration {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if wait := y.asked.Add(flushEvery).Sub(now); wait > 0 {
+		return wait
+	}
+	y.asked = now
+	return 0
 }
 
 // capture returns the durable point that a flush would make of what is here.

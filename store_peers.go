@@ -28,12 +28,23 @@ type peerRecord struct {
 	addrs []string // where the peer was met, the latest last
 	name  string   // what it calls itself
 
-	// What the peer has stated since Open: the place in our log up to which it has
-	// merged everything, and up to which that is durable.
-	merged, durable position
+	stated stated // since Open
 
 	repeats int     // scans that the peer could not read completely, since Open
 	traffic traffic // of ended sessions, since Open
+}
+
+// stated is what a peer has stated of this replica's log: the place up to which it has
+// merged everything, and the place up to which that is durable there. It is kept in
+// memory only.
+//
+// It is of one process of the peer, and of one id under which it knows this replica. A
+// later process may go on from a backup. And what was stated to an id that another
+// replica had, too, may have been stated to that.
+type stated struct {
+	by              Origin     // the peer's epoch
+	to              DatabaseID // this replica's id
+	merged, durable position
 }
 
 const (
@@ -64,7 +75,7 @@ type peerSummary struct {
 func (p *peerRecord) summary() peerSummary {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return peerSummary{p.name, p.cursor, p.merged, p.durable, p.traffic}
+	return peerSummary{p.name, p.cursor, p.stated.merged, p.stated.durable, p.traffic}
 }
 
 // count adds what a session carried that has ended.
@@ -88,19 +99,69 @@ func (p *peerRecord) place() cursor {
 	return p.cursor
 }
 
-// hasMerged notes up to where the peer states that it has merged our log.
-func (p *peerRecord) hasMerged(place position) {
+// begins forgets what the peer has stated, if it comes as another process, or was told
+// another id, than when it did.
+func (p *peerRecord) begins(by Origin, to DatabaseID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.merged = place
+	if p.stated.by != by || p.stated.to != to {
+		p.stated = stated{by: by, to: to}
+	}
 }
 
-// hasDurable notes up to where the peer states that our log is durable there. The
-// newest statement counts, also if it is lower.
-func (p *peerRecord) hasDurable(place position) {
+// state notes what the peer states, in a session that began with by and to. The newest
+// statement counts, also if it is lower. That of a session which is over does not.
+func (p *peerRecord) state(by Origin, to DatabaseID, change func(*stated)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.durable = place
+	if p.stated.by == by && p.stated.to == to {
+		change(&p.stated)
+	}
+}
+
+// statement returns what the peer has stated.
+func (p *peerRecord) statement() stated {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stated
+}
+
+// unstate forgets what was stated, if it was by the given epoch; 0: by any.
+func (p *peerRecord) unstate(by Origin) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if by == 0 || p.stated.by == by {
+		p.stated = stated{}
+	}
+}
+
+// begins comes before everything that a peer states in a session. A peer that has a new
+// id is still one replica: what it stated under the old one no longer counts.
+func (d *store) begins(record *peerRecord, by Origin, to DatabaseID) {
+	for _, other := range d.allPeers() {
+		if other != record {
+			other.unstate(by)
+		}
+	}
+	record.begins(by, to)
+}
+
+// holders returns how many peers have stated that they hold this replica's log up to a
+// head, merged or durable. Only places of the current epoch count: it has one at least,
+// and in an earlier one, another copy of this database may have written other records.
+func (d *store) holders(head uint64, durable bool) (n int) {
+	id, epoch := d.id(), d.origin()
+	for _, record := range d.allPeers() {
+		s := record.statement()
+		place := s.merged
+		if durable {
+			place = s.durable
+		}
+		if s.to == id && place.epoch == epoch && place.seq >= head {
+			n++
+		}
+	}
+	return n
 }
 
 // repeatAfter returns how long to wait before a scan that the peer could not read
@@ -292,8 +353,7 @@ func (d *store) renewID(old DatabaseID) (renewed DatabaseID, err error) {
 		renewed = newDatabaseID()
 		x.put(metaKey(metaID), renewed[:])
 		for _, record := range d.allPeers() {
-			record.hasMerged(position{})
-			record.hasDurable(position{})
+			record.unstate(0)
 		}
 		d.mu.Lock()
 		d.name = renewed

@@ -113,6 +113,19 @@ func (d *store) isImage(s Stamp) bool {
 	return s.Origin == d.known.origin && s.Clock >= d.known.own
 }
 
+// lastOwn returns the stamp of the last change made here that is known, in this epoch or
+// an earlier one; zero: there is none.
+func (k *knowledge) lastOwn() Stamp {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	for i := len(k.history) - 1; i >= 0; i-- {
+		if clock, known := k.clockOf(k.history[i].origin); known {
+			return Stamp{clock, k.history[i].origin}
+		}
+	}
+	return Stamp{}
+}
+
 // covers reports whether this replica knows a change.
 func (k *knowledge) covers(s Stamp) bool {
 	k.mu.RLock()

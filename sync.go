@@ -39,6 +39,7 @@ type syncer struct {
 	settings syncSettings
 	nonce    uint64 // drawn at each start; tells instances of one id apart
 	turns    *turns
+	waits    *waits
 	entrance *entrance
 	refusals refusals
 
@@ -64,6 +65,7 @@ func startSync(d *store, settings syncSettings) *syncer {
 		entrance: newEntrance(settings.maxHandshakes, settings.maxSessionsPerAddr),
 		refusals: refusals{logger: settings.logger},
 		turns:    newTurns(),
+		waits:    newWaits(),
 		peers:    map[string]*peer{},
 		sessions: map[DatabaseID]*session{},
 		reports:  map[DatabaseID]*reporter{},

@@ -166,7 +166,8 @@ func (s *blindSchedule) write(key string, deleted bool) {
 		if !deleted {
 			p.value = s.value(v)
 		}
-		require.NoError(s.t, d.commits.do(p))
+		_, err := d.commits.do(p)
+		require.NoError(s.t, err)
 	}
 }
 

@@ -258,45 +258,55 @@ func benchLatency(b *testing.B) {
 // benchFollower measures what a follower costs whoever puts one by one, as fast as the
 // follower can keep up with.
 func benchFollower(b *testing.B) {
-	const rate, cpu = "puts that a follower keeps up with", "CPU of both sides, a put"
-	if !wanted(rate, cpu) {
-		return
-	}
 	n := *entries / 5
-	var cpus [2][]float64
-	var work [2]func() float64
-	for i := range work {
-		work[i] = func() float64 {
-			a := newReplica(b)
-			defer a.remove(b)
-			lag := func() int { return 0 }
-			if i == 1 {
-				z := newReplica(b)
-				defer z.remove(b)
-				z.pull(b, a)
-				before := z.Status().Head - a.Status().Head // what has no record
-				lag = func() int { return int(a.Status().Head + before - z.Status().Head) }
-			}
-			used, start := cpuTime(b), time.Now()
-			putWithin(b, a, n, lag)
-			elapsed := time.Since(start)
-			cpus[i] = append(cpus[i], float64((cpuTime(b)-used).Nanoseconds())/1000/float64(n))
-			return float64(n) / elapsed.Seconds()
+	for _, c := range []struct {
+		order   string
+		keys    []int
+		atLeast float64
+		atMost  float64
+	}{
+		{"ascending keys", ascending(0, n), 0.55, 1.3},
+		{"random keys", shuffled(0, n), 0, 0},
+	} {
+		rate, cpu := "puts that a follower keeps up with, "+c.order, "CPU of both sides, a put, "+c.order
+		if !wanted(rate, cpu) {
+			continue
 		}
+		var cpus [2][]float64
+		var work [2]func() float64
+		for i := range work {
+			work[i] = func() float64 {
+				a := newReplica(b)
+				defer a.remove(b)
+				lag := func() int { return 0 }
+				if i == 1 {
+					z := newReplica(b)
+					defer z.remove(b)
+					z.pull(b, a)
+					before := z.Status().Head - a.Status().Head // what has no record
+					lag = func() int { return int(a.Status().Head + before - z.Status().Head) }
+				}
+				used, start := cpuTime(b), time.Now()
+				putWithin(b, a, c.keys, lag)
+				elapsed := time.Since(start)
+				cpus[i] = append(cpus[i], float64((cpuTime(b)-used).Nanoseconds())/1000/float64(n))
+				return float64(n) / elapsed.Seconds()
+			}
+		}
+		m := medians(3, work[:]...)
+		report(b, figure{name: rate, ours: m[1], unit: "puts/s", other: m[0], than: "alone", atLeast: c.atLeast})
+		report(b, figure{name: cpu, ours: quantile(cpus[1], 0.5), unit: "µs", other: quantile(cpus[0], 0.5), than: "alone", atMost: c.atMost})
 	}
-	m := medians(3, work[:]...)
-	report(b, figure{name: rate, ours: m[1], unit: "puts/s", other: m[0], than: "alone", atLeast: 0.55})
-	report(b, figure{name: cpu, ours: quantile(cpus[1], 0.5), unit: "µs", other: quantile(cpus[0], 0.5), than: "alone", atMost: 1.3})
 }
 
 // putWithin puts keys one by one, and returns when nobody lags behind. It waits while
-// somebody does by more than is kept in memory.
-func putWithin(b *testing.B, a *replica, n int, lag func() int) {
+// somebody does by more than a part of what is kept in memory.
+func putWithin(b *testing.B, a *replica, keys []int, lag func() int) {
 	const most, every = 10_000, 500
 	var key []byte
-	for i, order := 0, shuffled(0, n); i < n; i++ {
-		key = appendKey(key[:0], order[i])
-		if err := a.Put(key, testValue(i, valueSize), nil); err != nil {
+	for i, n := range keys {
+		key = appendKey(key[:0], n)
+		if err := a.Put(key, testValue(n, valueSize), nil); err != nil {
 			b.Fatal(err)
 		}
 		for i%every == 0 && lag() > most {

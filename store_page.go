@@ -81,10 +81,9 @@ func (v *server) tell(known []Stamp) (origins int) {
 }
 
 // heldUntil returns until when a record that others made is held back from the peer:
-// for a moment, and longer while the peer gets changes of its origin by another way.
+// for a moment, and longer while the peer gets changes of its origin by another way. The
+// caller holds mu.
 func (v *server) heldUntil(r *backRecord) (until time.Time, fed bool) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	until = r.at.Add(relayDelay)
 	at, fed := v.fed[r.Origin]
 	if fed = fed && at.Add(fedFor).After(until); fed {
@@ -105,10 +104,8 @@ func (v *server) known() vector {
 	return w
 }
 
-// knows reports whether the peer knows a change, or all of some pairs.
-func (v *server) knows(stamps ...Stamp) bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
+// knows reports whether the peer knows all of some pairs. The caller holds mu.
+func (v *server) knows(stamps []Stamp) bool {
 	for _, s := range stamps {
 		if !v.peer.covers(s) {
 			return false
@@ -121,14 +118,17 @@ func (v *server) knows(stamps ...Stamp) bool {
 type filter struct {
 	v       *server
 	adopted bool // no adopted value
+
+	// The peer's entry for the origin that was asked for last, while mu is held.
+	origin Origin
+	clock  uint64
+	known  bool
 }
 
-// filter is as of what is known here, of which the caller holds mu: an adoption that is
-// learned of later must not be taken for one whose values the peer has.
+// filter is as of what is known here: an adoption that is learned of later must not be
+// taken for one whose values the peer has. The caller holds mu, and that of what is known.
 func (v *server) filter() filter {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return filter{v, v.d.known.adopted.covered(v.peer)}
+	return filter{v: v, adopted: v.d.known.adopted.covered(v.peer)}
 }
 
 // filterNow is for what was read before: no value in it is of an adoption that is yet
@@ -136,14 +136,30 @@ func (v *server) filter() filter {
 func (v *server) filterNow() filter {
 	v.d.known.mu.RLock()
 	defer v.d.known.mu.RUnlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	return v.filter()
 }
 
-func (f filter) covers(v Version) bool {
+// covers reports whether the peer knows a change. The caller holds mu since it made the
+// filter: one lock for a page is cheaper than one for each record.
+func (f *filter) covers(v Version) bool {
 	if v.adopted() {
 		return f.adopted
 	}
-	return f.v.knows(v.Stamp)
+	if v.Origin != f.origin {
+		f.origin = v.Origin
+		f.clock, f.known = f.v.peer[v.Origin]
+	}
+	return f.known && v.Clock <= f.clock
+}
+
+// coversNow is covers for who does not hold mu: reading takes its time.
+func (f *filter) coversNow(v Version) bool {
+	f.v.mu.Lock()
+	defer f.v.mu.Unlock()
+	f.origin = 0
+	return f.covers(v)
 }
 
 // answer is what becomes of a pull: a page, now or later.
@@ -205,6 +221,8 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 	k, now := &v.d.known, time.Now()
 	k.mu.RLock()
 	defer k.mu.RUnlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	f := v.filter()
 	b, after := &k.backlog, q.checkpoint.seq
 	if !b.reaches(after) {
@@ -236,7 +254,7 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 			}
 		}
 	}
-	if len(records) == 0 && a.wait > 0 && v.sendAhead(f, i, after, &a, to) {
+	if len(records) == 0 && a.wait > 0 && v.sendAhead(&f, i, after, &a, to) {
 		return a, true
 	}
 	if upTo == after && q.wait && (q.joined || upTo < q.seen.seq) {
@@ -254,14 +272,12 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 			a.page.vector = append(a.page.vector, Stamp{own, k.origin})
 		}
 	}
-	if len(records) == 0 && q.joined && q.wait && !idle && after >= min(told, upTo) && v.knows(a.page.vector...) {
+	if len(records) == 0 && q.joined && q.wait && !idle && after >= min(told, upTo) && v.knows(a.page.vector) {
 		a.quiet = true
 		return a, true
 	}
 	a.ready, v.relay = true, relayed
-	v.mu.Lock()
 	v.shipped.join(a.page.vector)
-	v.mu.Unlock()
 	send(records, &a, to)
 	return a, true
 }
@@ -273,7 +289,7 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 // before was merged with the checkpoint after, or sent ahead, too. It has to be told so,
 // or else it can't tell others, and in a mesh where all write they would hold records
 // back for each other until it is too late.
-func (v *server) sendAhead(f filter, i int, after uint64, a *answer, to sink) bool {
+func (v *server) sendAhead(f *filter, i int, after uint64, a *answer, to sink) bool {
 	if !v.sendOwn(f, i, a, to) {
 		return false
 	}
@@ -287,7 +303,10 @@ func (v *server) answerFirst(q *pull, wait time.Duration, to sink) answer {
 	a := answer{wait: wait}
 	v.d.known.mu.RLock()
 	defer v.d.known.mu.RUnlock()
-	if !v.sendOwn(v.filter(), 0, &a, to) && !q.wait {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	f := v.filter()
+	if !v.sendOwn(&f, 0, &a, to) && !q.wait {
 		a.page.ahead, a.ready = true, true
 	}
 	return a
@@ -295,7 +314,7 @@ func (v *server) answerFirst(q *pull, wait time.Duration, to sink) answer {
 
 // sendOwn gives changes made here that were not sent yet to the sink, from the record
 // with index i on. It reports whether there are any. The caller holds mu.
-func (v *server) sendOwn(f filter, i int, a *answer, to sink) bool {
+func (v *server) sendOwn(f *filter, i int, a *answer, to sink) bool {
 	b := &v.d.known.backlog
 	var records []*backRecord
 	last, size := v.ahead, 0
@@ -558,7 +577,7 @@ func (v *server) keyPage(q *pull, a *answer, to sink) error {
 		}
 		a.page.key = append(a.page.key[:0], s.index.key...)
 		record := &s.index.record
-		if record.seq <= s.after && s.after > 0 || f.covers(record.Version) {
+		if record.seq <= s.after && s.after > 0 || f.coversNow(record.Version) {
 			continue
 		}
 		var value []byte
@@ -628,7 +647,7 @@ func (v *server) recordsBelow(s *scanView, below uint64) (records []logged, reac
 	size := 0
 	for scanned := 0; ok; ok, scanned = s.log.prev(), scanned+1 {
 		reached = s.log.seq
-		if !f.covers(s.log.version) {
+		if !f.coversNow(s.log.version) {
 			records = append(records, logged{reached, bytes.Clone(s.log.key)})
 			size += len(s.log.key)
 		}

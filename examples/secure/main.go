@@ -210,13 +210,23 @@ func (s *story) reader() error {
 	if _, err := s.open["a"].Get([]byte("scribble"), nil); err == nil {
 		return errors.New("a reader has written")
 	}
-	for _, p := range r.Status().Peers {
-		if p.Granted == nil || *p.Granted != replicator.ReadOnly {
-			return fmt.Errorf("the reader is not told that it is one: %+v", p)
+	for end := time.Now().Add(5 * time.Second); !isReader(r); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			return fmt.Errorf("the reader is not told that it is one: %+v", r.Status().Peers)
 		}
 	}
 	s.say("A reader gets everything. What it writes stays with it, and its Status says why.")
 	return nil
+}
+
+// isReader reports whether all peers have told a replica that it may only read.
+func isReader(r *replicator.Replicator) bool {
+	for _, p := range r.Status().Peers {
+		if p.Granted == nil || *p.Granted != replicator.ReadOnly {
+			return false
+		}
+	}
+	return true
 }
 
 // rotate replaces the key, one replica after the other.

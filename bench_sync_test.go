@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -15,7 +14,6 @@ import (
 	"github.com/level-replicator/replicator"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb"
-	"github.com/syndtr/goleveldb/leveldb/storage"
 )
 
 // replica is a Replicator on disk, with the handle that it wraps.
@@ -105,8 +103,8 @@ func benchFirstSync(b *testing.B) {
 		order      []int
 		ofStraight float64
 	}{
-		{"first sync, written in key order", ascending(0, n), 0.8},
-		{"first sync, written in random order", shuffled(0, n), 0.6},
+		{"first sync, written in key order", ascending(0, n), 1.1},
+		{"first sync, written in random order", shuffled(0, n), 1.1},
 	} {
 		if !wanted(c.name) {
 			continue
@@ -120,11 +118,11 @@ func benchFirstSync(b *testing.B) {
 			start := time.Now()
 			z.pull(b, a)
 			elapsed := time.Since(start)
-			require.EqualValues(b, n, z.Status().Head)
+			require.GreaterOrEqual(b, z.Status().Head, uint64(n))
 			return float64(n) / elapsed.Seconds()
 		})
 		report(b, figure{name: c.name, ours: m[1], unit: "entries/s", other: m[0], than: "straight", atLeast: c.ofStraight})
-		if c.ofStraight == 0.8 {
+		if c.order[1] == 1 {
 			report(b, figure{name: c.name, ours: m[1], unit: "entries/s", other: 250_000, than: "limit", atLeast: 1})
 		}
 		a.remove(b)
@@ -141,7 +139,7 @@ func benchCatchUp(b *testing.B) {
 		ofStraight float64
 	}{
 		{"catch-up by log, written in key order", ascending(0, total), 0.5},
-		{"catch-up by log, written in random order", shuffled(0, total), 0},
+		{"catch-up by log, written in random order", shuffled(0, total), 0.5},
 	} {
 		if !wanted(c.name) {
 			continue
@@ -170,7 +168,7 @@ func benchCatchUp(b *testing.B) {
 			settle(b, &replica{db: db})
 			next = next[missed:]
 		}
-		require.EqualValues(b, total, z.Status().Head)
+		require.GreaterOrEqual(b, z.Status().Head, uint64(total))
 		require.NoError(b, db.Close())
 		a.remove(b)
 		z.remove(b)
@@ -213,52 +211,111 @@ func benchDelta(b *testing.B) {
 	}
 	m := medians(rounds, delta[:]...)
 	than := "of 10,000 keys"
-	report(b, figure{name: duration, ours: m[1], unit: "ms", other: m[0], than: than, atMost: 1.5})
+	report(b, figure{name: duration, ours: m[1], unit: "ms", other: m[0], than: than, atMost: 1.3})
 	report(b, figure{name: volume, ours: quantile(bytes[1], 0.5), unit: "bytes",
 		other: quantile(bytes[0], 0.5), than: than, atMost: 1.5})
 }
 
 func benchLatency(b *testing.B) {
 	const p50, p99 = "put to readable, p50", "put to readable, p99"
-	const loadedP50, theLoad = "put to readable under load, p50", "the load"
+	const loadedP50, loadedP99, theLoad = "put to readable under load, p50", "put to readable under load, p99", "the load"
 	benchChain(b)
-	if !wanted(p50, p99, loadedP50, theLoad) {
+	benchFollower(b)
+	if !wanted(p50, p99, loadedP50, loadedP99, theLoad) {
 		return
 	}
 	samples := min(5000, *entries/20)
-	dir := tempDir(b)
-	files, err := storage.OpenFile(dir, false)
-	require.NoError(b, err)
-	defer files.Close()
-	wrote := make(chan struct{}, 1)
-	db, err := leveldb.Open(tellingStorage{files, wrote}, ldbOptions)
-	require.NoError(b, err)
-	a, z := newReplica(b), newReplicaOf(b, db, dir)
+	a, z := newReplica(b), newReplica(b)
 	defer a.close(b)
 	defer z.close(b)
 	z.pull(b, a)
 	if wanted(p50, p99) {
 		echo := quantile(echoRoundTrips(b, samples, 0), 0.5)
-		paced := quantile(echoRoundTrips(b, samples, time.Millisecond), 0.5)
-		quiet := latencies(b, a, z, wrote, samples, 0)
+		paced := echoRoundTrips(b, samples, time.Millisecond)
+		quiet := latencies(b, a, z, samples, 0)
 		half, most := quantile(quiet, 0.5), quantile(quiet, 0.99)
-		report(b, figure{name: p50, ours: half, unit: "µs", other: echo, than: "TCP echo", atMost: 3})
-		report(b, figure{name: p50, ours: half, unit: "µs", other: paced, than: "TCP echo, one each ms"})
+		report(b, figure{name: p50, ours: half, unit: "µs", other: echo, than: "TCP echo"})
+		report(b, figure{name: p50, ours: half, unit: "µs", other: quantile(paced, 0.5), than: "TCP echo, one each ms", atMost: 2.4})
 		report(b, figure{name: p50, ours: half, unit: "µs", other: 100, than: "limit", atMost: 1})
+		report(b, figure{name: p99, ours: most, unit: "µs", other: quantile(paced, 0.99), than: "TCP echo, one each ms", atMost: 2.6})
 		report(b, figure{name: p99, ours: most, unit: "µs", other: 1000, than: "limit", atMost: 1})
 	}
-	if !wanted(loadedP50, theLoad) {
+	if !wanted(loadedP50, loadedP99, theLoad) {
 		return
 	}
 	const load = 20_000
 	stop, done := make(chan struct{}), make(chan float64)
 	go func() { done <- putSteadily(b, a, load, stop) }()
 	time.Sleep(500 * time.Millisecond)
-	loaded := latencies(b, a, z, wrote, samples, samples)
+	loaded := latencies(b, a, z, samples, samples)
 	close(stop)
 	reached := <-done
 	report(b, figure{name: loadedP50, ours: quantile(loaded, 0.5), unit: "µs", other: 2000, than: "limit", atMost: 1})
+	report(b, figure{name: loadedP99, ours: quantile(loaded, 0.99), unit: "µs", other: 2000, than: "limit", atMost: 1})
 	report(b, figure{name: theLoad, ours: reached, unit: "puts/s", other: load, than: "wanted", atLeast: 0.98})
+}
+
+// benchFollower measures what a follower costs whoever puts one by one, as fast as the
+// follower can keep up with.
+func benchFollower(b *testing.B) {
+	n := *entries / 5
+	for _, c := range []struct {
+		order   string
+		keys    []int
+		atLeast float64
+		atMost  float64
+	}{
+		{"ascending keys", ascending(0, n), 0.55, 1.3},
+		{"random keys", shuffled(0, n), 0, 0},
+	} {
+		rate, cpu := "puts that a follower keeps up with, "+c.order, "CPU of both sides, a put, "+c.order
+		if !wanted(rate, cpu) {
+			continue
+		}
+		var cpus [2][]float64
+		var work [2]func() float64
+		for i := range work {
+			work[i] = func() float64 {
+				a := newReplica(b)
+				defer a.remove(b)
+				lag := func() int { return 0 }
+				if i == 1 {
+					z := newReplica(b)
+					defer z.remove(b)
+					z.pull(b, a)
+					before := z.Status().Head - a.Status().Head // what has no record
+					lag = func() int { return int(a.Status().Head + before - z.Status().Head) }
+				}
+				used, start := cpuTime(b), time.Now()
+				putWithin(b, a, c.keys, lag)
+				elapsed := time.Since(start)
+				cpus[i] = append(cpus[i], float64((cpuTime(b)-used).Nanoseconds())/1000/float64(n))
+				return float64(n) / elapsed.Seconds()
+			}
+		}
+		m := medians(3, work[:]...)
+		report(b, figure{name: rate, ours: m[1], unit: "puts/s", other: m[0], than: "alone", atLeast: c.atLeast})
+		report(b, figure{name: cpu, ours: quantile(cpus[1], 0.5), unit: "µs", other: quantile(cpus[0], 0.5), than: "alone", atMost: c.atMost})
+	}
+}
+
+// putWithin puts keys one by one, and returns when nobody lags behind. It waits while
+// somebody does by more than a part of what is kept in memory.
+func putWithin(b *testing.B, a *replica, keys []int, lag func() int) {
+	const most, every = 10_000, 500
+	var key []byte
+	for i, n := range keys {
+		key = appendKey(key[:0], n)
+		if err := a.Put(key, testValue(n, valueSize), nil); err != nil {
+			b.Fatal(err)
+		}
+		for i%every == 0 && lag() > most {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	for lag() > 0 {
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // benchChain measures how long a put takes through a chain of five, compared to a pair.
@@ -270,51 +327,41 @@ func benchChain(b *testing.B) {
 	samples := min(1000, *entries/20)
 	through := func(replicas int) func() float64 {
 		return func() float64 {
-			dir := tempDir(b)
-			files, err := storage.OpenFile(dir, false)
-			require.NoError(b, err)
-			defer files.Close()
-			wrote := make(chan struct{}, 1)
-			db, err := leveldb.Open(tellingStorage{files, wrote}, ldbOptions)
-			require.NoError(b, err)
 			var chain []*replica
-			for range replicas - 1 {
+			for i := range replicas {
 				chain = append(chain, newReplica(b))
-			}
-			chain = append(chain, newReplicaOf(b, db, dir))
-			for i, a := range chain {
-				defer a.close(b)
+				defer chain[i].close(b)
 				if i > 0 {
-					a.pull(b, chain[i-1])
+					chain[i].pull(b, chain[i-1])
 				}
 			}
-			return quantile(latencies(b, chain[0], chain[replicas-1], wrote, samples, 0), 0.5)
+			return quantile(latencies(b, chain[0], chain[replicas-1], samples, 0), 0.5)
 		}
 	}
 	m := medians(3, through(2), through(5))
 	report(b, figure{name: name, ours: m[1], unit: "µs", other: m[0], than: "a pair", atMost: 5})
 }
 
-// latencies puts a key each millisecond on one replica, and returns the
-// microseconds after which it could be read on the other. It gives up early if
-// the other can't keep up.
-func latencies(b *testing.B, a, z *replica, wrote chan struct{}, samples, first int) (µs []float64) {
+// latencies puts a key each millisecond on one replica, and returns the microseconds
+// after which it could be read on the other. It looks there after each commit, and does
+// not poll, which would take one of two cores. It gives up early if the other can't keep
+// up.
+func latencies(b *testing.B, a, z *replica, samples, first int) (µs []float64) {
 	const patience = 30 * time.Second
-	began := time.Now()
-	for i := first; i < first+samples && time.Since(began) < patience; i++ {
+	commits, stop := replicator.Commits(z.Replicator)
+	defer stop()
+	over := time.After(patience)
+	for i := first; i < first+samples; i++ {
 		key := appendKey(nil, i)
-		select {
-		case <-wrote:
-		default:
-		}
 		start := time.Now()
 		if err := a.Put(key, testValue(i, valueSize), nil); err != nil {
 			b.Fatal(err)
 		}
-		for found := false; !found && time.Since(began) < patience; found = z.has(b, key) {
+		for !z.has(b, key) {
 			select {
-			case <-wrote:
-			case <-time.After(time.Millisecond):
+			case <-commits:
+			case <-over:
+				return µs
 			}
 		}
 		elapsed := time.Since(start)
@@ -324,52 +371,13 @@ func latencies(b *testing.B, a, z *replica, wrote chan struct{}, samples, first 
 	return µs
 }
 
-// tellingStorage tells when leveldb writes to its journal, right before what is
-// written can be read. So whoever waits for a key need not poll all the time,
-// and take one of two cores from the replicas.
-type tellingStorage struct {
-	storage.Storage
-	wrote chan struct{}
-}
-
-func (t tellingStorage) Create(fd storage.FileDesc) (storage.Writer, error) {
-	w, err := t.Storage.Create(fd)
-	if err == nil && fd.Type == storage.TypeJournal {
-		w = tellingWriter{w, t.wrote}
-	}
-	return w, err
-}
-
-type tellingWriter struct {
-	storage.Writer
-	wrote chan struct{}
-}
-
-func (w tellingWriter) Write(p []byte) (int, error) {
-	n, err := w.Writer.Write(p)
-	select {
-	case w.wrote <- struct{}{}:
-	default:
-	}
-	return n, err
-}
-
-// has polls for a key for a short time, and reports whether it came.
+// has reports whether there is a key.
 func (a *replica) has(b *testing.B, key []byte) bool {
-	const short, interval = 50 * time.Microsecond, 5 * time.Microsecond
-	for start := time.Now(); time.Since(start) < short; {
-		_, err := a.Get(key, nil)
-		if err != leveldb.ErrNotFound {
-			if err != nil {
-				b.Fatal(err)
-			}
-			return true
-		}
-		for asked := time.Now(); time.Since(asked) < interval; {
-			runtime.Gosched()
-		}
+	_, err := a.Get(key, nil)
+	if err != nil && err != leveldb.ErrNotFound {
+		b.Fatal(err)
 	}
-	return false
+	return err == nil
 }
 
 // putSteadily puts other keys until stopped, and returns how many a second.
@@ -563,7 +571,7 @@ func benchAfterPowerCut(b *testing.B) {
 	}
 	a.pull(b, z)
 	z.sync(b)
-	a.part(b, z)
+	require.NoError(b, a.RemovePeer(z.Addr().String()))
 	z.close(b)
 
 	db := openDB(b, kept)

@@ -119,6 +119,13 @@ func checkConsistent(r *Replicator) error {
 	return nil
 }
 
+// Commits returns a channel that holds a value if there were commits since the last
+// receive, until it is stopped.
+func Commits(r *Replicator) (wake <-chan struct{}, stop func()) {
+	sub := r.store.subscribe()
+	return sub.wake, func() { r.store.unsubscribe(sub) }
+}
+
 // Row is what the index or the log says of one change.
 type Row struct {
 	Version

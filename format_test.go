@@ -87,6 +87,37 @@ func TestFormat2(t *testing.T) {
 	}
 }
 
+// TestOtherFormats: a database of another storage format, or of another kind of clock, is
+// refused before anything is written.
+func TestOtherFormats(t *testing.T) {
+	for row, want := range map[string]string{
+		"\x01\x01": "storage format 01", "\x03\x01": "storage format 03", "\x02\x09": "clock kind 9", "\x02": "storage format 02", "": "no format row",
+	} {
+		dir := t.TempDir()
+		require.NoError(t, os.CopyFS(dir, os.DirFS(filepath.Join(formatDir, "closed"))))
+		db, err := leveldb.OpenFile(dir, nil)
+		require.NoError(t, err)
+		require.NoError(t, db.Put([]byte(reservedPrefix+"mformat"), []byte(row), nil))
+		before := allRows(t, db)
+		_, err = replicator.Open(db, nil)
+		require.ErrorContains(t, err, want)
+		require.Equal(t, before, allRows(t, db))
+		require.NoError(t, db.Close())
+	}
+}
+
+// allRows returns all that is in a leveldb.
+func allRows(t *testing.T, db *leveldb.DB) map[string]string {
+	rows := map[string]string{}
+	it := db.NewIterator(nil, nil)
+	defer it.Release()
+	for it.Next() {
+		rows[string(it.Key())] = string(it.Value())
+	}
+	require.NoError(t, it.Error())
+	return rows
+}
+
 // writeFormat makes the databases.
 func writeFormat(t *testing.T) {
 	dir := t.TempDir()

@@ -14,6 +14,7 @@ import (
 type greeting struct {
 	own, peer hello
 	since     uint64 // number of the last meeting before the connection began
+	access    Access // of the peer, to this replica
 }
 
 // decides reports whether this side chooses the connection that becomes the session of
@@ -71,6 +72,9 @@ func (y *syncer) exchange(c *conn, g *greeting, dialed bool) error {
 	case err == nil:
 		if g.peer, err = parseHello(payload); err == nil {
 			err = y.admit(g, dialed)
+		}
+		if err == nil {
+			g.access, err = y.authorize(c, g.peer, dialed)
 		}
 	case !errors.Is(err, ErrProtocol):
 		return err

@@ -1,5 +1,7 @@
 package replicator
 
+import "time"
+
 // This file owns the reserved prefix, and the limits of keys, pages and names.
 
 const (
@@ -19,6 +21,11 @@ const (
 	// using the package; a peer must not fill memory and disk with them.
 	maxOrigins   = 1_000_000
 	maxAdoptions = 1 << 16
+
+	// A scan that others wait for goes on alone while it receives turnBytes of pages
+	// and values in every turnTime.
+	turnBytes = 64 << 10
+	turnTime  = 5 * time.Second
 
 	// Limits of strings, in bytes.
 	maxClusterName = 255

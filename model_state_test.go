@@ -178,6 +178,10 @@ func (s *modelState) hangUp(i int) {
 
 func (s *modelState) hangUpPair(i, j int) {
 	for _, at := range [][2]int{{i, j}, {j, i}} {
+		l := s.pulls[at[0]][at[1]]
+		if l != nil && l.puller.first != nil && s.r[at[0]] != nil {
+			s.own(at[0]).d.endFirst(l.puller.first)
+		}
 		s.pulls[at[0]][at[1]] = &modelPull{}
 		s.pulls[at[0]][at[1]].seal()
 	}
@@ -196,14 +200,16 @@ func (r *modelReplica) copy() *modelReplica {
 	d, disk := r.d, r.disk.copy()
 	c := &store{engine: disk, settings: d.settings, name: d.name, peers: make(map[DatabaseID]*peerRecord, len(d.peers))}
 	for id, p := range d.peers {
-		c.peers[id] = &peerRecord{cursor: p.cursor, unsaved: p.unsaved, epochs: p.epochs, meeting: p.meeting}
+		c.peers[id] = &peerRecord{cursor: p.cursor, unsaved: p.unsaved, epochs: slices.Clip(p.epochs), meeting: p.meeting}
 	}
 	c.meetings.Store(d.meetings.Load())
+	c.first.Store(d.first.Load())
 	x := &d.commits.section
 	c.commits.engine, c.commits.over = disk, make(chan struct{})
+	c.commits.pool = d.commits.pool // each that there is keeps its store alive until the second collection
 	c.commits.section = section{
 		c: &c.commits, d: c, origin: x.origin, batch: new(leveldb.Batch), clock: x.clock, above: x.above,
-		head: x.head, floor: x.floor, records: x.records, own: x.own, commits: x.commits,
+		head: x.head, floor: x.floor, records: x.records, own: x.own,
 	}
 	k, n := &d.known, &c.known
 	n.head, n.origin, n.history, n.own, n.changes = k.head, k.origin, k.history, k.own, k.changes
@@ -367,7 +373,13 @@ func (s *modelState) arrive(i, j int, p *page) (err error) {
 	u.heard, u.arbiter = vector{}, arbiter{peer: u.s.server, heard: vector{}}
 	u.s.news, _ = s.r[j].d.known.adoptions()
 	if l.next, err = u.arrive(p); err == nil {
-		l.found, err = u.examine(p)
+		u.beginFirst(p, &l.next, nil)
+		if u.first != nil {
+			u.first.at = time.Now().Add(modelFar)
+		}
+		if l.found, err = u.examine(p); err == nil {
+			l.found.first = u.first
+		}
 	}
 	s.pull(j, i).peer = u.s.server.peer
 	u.s = nil
@@ -419,7 +431,11 @@ func (s *modelState) merge(i, j int) (done bool, err error) {
 			r.at = time.Now().Add(modelFar) // held back until somebody asks for all
 		}
 	}
-	u.c, u.s = l.next, nil
+	if u.c = l.next; u.c.scan == scanNone {
+		d.endFirst(u.first)
+		u.began, u.first = false, nil
+	}
+	u.s = nil
 	l.puller, l.page, l.found = u, nil, nil
 	if p := l.behind; p != nil {
 		l.behind = nil
@@ -789,6 +805,7 @@ func (r *modelReplica) seal() {
 	h, d := make(modelHash, 0, 2048), r.d
 	h.rows(r.disk.modelRows)
 	k, x := &d.known, &d.commits.section
+	h.bool(d.first.Load() != nil)
 	h.num(k.head, k.own, uint64(k.origin), x.clock.next, x.clock.ceiling, x.above, x.floor, k.backlog.after)
 	for _, o := range slices.Sorted(maps.Keys(k.rows)) {
 		h.num(uint64(o), k.rows[o].clock, k.rows[o].risen)
@@ -834,6 +851,7 @@ func (l *modelPull) seal() {
 	h = u.c.append(h)
 	h.bool(u.held)
 	h.stamps(u.vector)
+	h.bool(u.first != nil)
 	h.bool(u.blind.on)
 	h.bool(u.blind.begin)
 	h.num(u.blind.above, l.told, l.ahead)
@@ -880,7 +898,7 @@ func (s *modelState) hash() uint64 {
 			}
 			l.seal()
 			h.num(l.sum)
-			h.bool(l.puller.blind.on && l.puller.blind.commits == r.d.commits.section.commits)
+			h.bool(l.puller.blind.on && l.puller.blind.head == r.d.commits.section.head)
 			h.bool(s.open[i][j])
 		}
 	}

@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -61,9 +62,44 @@ type Options struct {
 	// The default value dials TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 
+	// ClusterKeys are secrets of at least 32 random bytes that all replicas of a cluster
+	// share. Sessions then use TLS 1.3, and both sides prove that they know a key: whoever
+	// knows none can neither read nor write. Certificates are made of the keys, in
+	// memory; there is nothing else to manage. Listener and Dial are protected, too.
+	//
+	// The first key is the one that this replica proves to know; it accepts all of
+	// them. To rotate a key, add the new one second everywhere, then make it first
+	// everywhere, then remove the old one.
+	//
+	// The default value is nil.
+	ClusterKeys [][]byte
+
+	// TLS protects sessions by certificates of the caller's own, in place of ClusterKeys.
+	// One configuration serves both roles. Both sides must present a certificate, for
+	// servers and for clients, which the other side verifies against RootCAs, or
+	// ClientCAs in the role of the server if that is set. TLS 1.3 is required.
+	// GetCertificate, GetClientCertificate and VerifyConnection are called for each
+	// session, so certificates can be replaced at run time. If ServerName is empty, the
+	// dialled host must be in the peer's certificate. Open copies the configuration.
+	//
+	// The default value is nil.
+	TLS *tls.Config
+
+	// Authorize decides what a peer may do, before anything is served to it. It may be
+	// called at any time by several goroutines, and holds up the handshake that it is
+	// called for. An error refuses the peer, which is told its text. A peer with ReadOnly
+	// access may pull: nothing of it is merged here, its own changes stay where they are,
+	// and SyncNow does not wait for it. Both sides show in Status what was decided. A
+	// decision holds for a session: to revoke it, end the session with RemovePeer, or
+	// reopen.
+	//
+	// The default value is nil: everybody who can connect, may do everything.
+	Authorize func(PeerInfo) (Access, error)
+
 	// Insecure permits plain TCP beyond loopback addresses. Anybody who can reach the
-	// port can then read and write the whole database. Listener and Dial are not
-	// restricted: their security is the caller's responsibility.
+	// port can then read and write the whole database. Without ClusterKeys and TLS,
+	// Listener and Dial are not restricted: their security is the caller's
+	// responsibility.
 	Insecure bool
 
 	// Cluster is a name that both ends of a session must share. It must not exceed
@@ -159,7 +195,23 @@ func (o *Options) Validate() error {
 	if o.Listen != "" && o.Listener != nil {
 		bad("Listen and Listener are both set")
 	}
-	if o.Listen != "" && !o.Insecure {
+	if o.ClusterKeys != nil && o.TLS != nil {
+		bad("ClusterKeys and TLS are both set")
+	}
+	if o.ClusterKeys != nil && len(o.ClusterKeys) == 0 {
+		bad("ClusterKeys is empty, not nil")
+	}
+	for i, key := range o.ClusterKeys {
+		if len(key) < minClusterKey {
+			bad("ClusterKeys: key %d has %d bytes, at least %d are required", i, len(key), minClusterKey)
+		}
+	}
+	if o.TLS != nil {
+		if err := checkTLS(o.TLS); err != nil {
+			bad("%w", err)
+		}
+	}
+	if o.Listen != "" && !o.isExposable() {
 		if err := requireLoopback(o.Listen); err != nil {
 			bad("Listen: %w", err)
 		}
@@ -201,11 +253,25 @@ func (o *Options) checkPeer(addr string) error {
 	if o.Dial != nil {
 		return nil
 	}
-	if o.Insecure {
+	if o.isExposable() {
 		_, _, err := net.SplitHostPort(addr)
 		return err
 	}
 	return requireLoopback(addr)
+}
+
+// isExposable reports whether sessions beyond loopback addresses are permitted.
+func (o *Options) isExposable() bool { return o.Insecure || o.ClusterKeys != nil || o.TLS != nil }
+
+// security returns how connections are protected.
+func (o *Options) security() (security, error) {
+	switch {
+	case o.TLS != nil:
+		return secureBy(o.TLS), nil
+	case o.ClusterKeys != nil:
+		return secureByKeys(o.ClusterKeys)
+	}
+	return security{}, nil
 }
 
 // closeListener closes the caller's listener, for an Open that failed.
@@ -231,7 +297,7 @@ func (o *Options) store() storeSettings {
 // sync returns the settings of the syncer, without the listener.
 func (o *Options) sync() syncSettings {
 	settings := syncSettings{
-		logger: o.Logger, name: o.Name, cluster: o.Cluster, dial: o.Dial,
+		logger: o.Logger, name: o.Name, cluster: o.Cluster, dial: o.Dial, authorize: o.Authorize,
 		minInterval: o.MinInterval, maxInterval: o.MaxInterval, timeout: o.Timeout, maxValue: o.MaxValueSize,
 		maxHandshakes: o.MaxHandshakes, maxSessions: o.MaxSessions, maxSessionsPerAddr: o.MaxSessionsPerAddr,
 	}
@@ -251,7 +317,7 @@ func requireLoopback(addr string) error {
 		return nil
 	}
 	return fmt.Errorf("%s is not a loopback address, and plain TCP would let anybody in: "+
-		"set Insecure to permit it, or bring your own Listener and Dial", addr)
+		"set ClusterKeys or TLS to protect it, or Insecure to permit it", addr)
 }
 
 // withDefaults returns a copy in which default values replace zero fields.

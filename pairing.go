@@ -35,6 +35,13 @@ func (y *syncer) converse(ctx context.Context, nc net.Conn, p *peer) error {
 // shake turns a connection into a session. p is the peer that was dialled, or nil.
 func (y *syncer) shake(ctx context.Context, nc net.Conn, addr string, p *peer) (*session, error) {
 	c := newConn(nc, y.settings.timeout)
+	dialed := ""
+	if p != nil {
+		dialed = p.addr
+	}
+	if err := y.protect(ctx, c, dialed); err != nil {
+		return nil, &PeerError{addr, "handshake", err}
+	}
 	g, err := y.greet(ctx, c, p != nil, false)
 	if err == nil && p != nil { // the peer has answered our hello
 		p.met(g.peer)
@@ -76,7 +83,11 @@ func (y *syncer) probe(ctx context.Context, p *peer) error {
 		return err
 	}
 	defer nc.Close()
-	g, err := y.greet(ctx, newConn(nc, y.settings.timeout), true, true)
+	c := newConn(nc, y.settings.timeout)
+	if err := y.protect(ctx, c, p.addr); err != nil {
+		return &PeerError{p.addr, "handshake", err}
+	}
+	g, err := y.greet(ctx, c, true, true)
 	if err != nil {
 		return &PeerError{p.addr, "handshake", err}
 	}

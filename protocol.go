@@ -368,6 +368,14 @@ func parsePull(b []byte, epoch Origin) (p pull, err error) {
 	return p, wrapProtocol("pull", r.finish())
 }
 
+// parseTerms returns what the receiver may do: 0 everything, 1 pull only.
+func parseTerms(b []byte) (access byte, err error) {
+	if len(b) != 1 || b[0] > 1 {
+		return 0, fmt.Errorf("%w: terms %x", ErrProtocol, b)
+	}
+	return b[0], nil
+}
+
 const (
 	pageAhead      = 1
 	pageReset      = 2

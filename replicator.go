@@ -118,7 +118,11 @@ func start(db *leveldb.DB, o Options) (*Replicator, error) {
 			return nil, fmt.Errorf("replicator: open: %w", err)
 		}
 	}
-	d, err := openStore(db, o.store())
+	protect, err := o.security()
+	var d *store
+	if err == nil {
+		d, err = openStore(db, o.store())
+	}
 	if err != nil {
 		if o.Listen != "" {
 			listener.Close()
@@ -126,7 +130,7 @@ func start(db *leveldb.DB, o Options) (*Replicator, error) {
 		return nil, err
 	}
 	settings := o.sync()
-	settings.listener = listener
+	settings.listener, settings.security = listener, protect
 	r := &Replicator{db: db, store: d, syncer: startSync(d, settings), maxValue: o.MaxValueSize, options: &o, warnings: kept}
 	r.gate.empty = make(chan struct{})
 	if listener != nil {

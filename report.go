@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -152,10 +153,15 @@ type refusals struct {
 	last map[string]refusal
 }
 
-// refusal describes the last message for one cause and host.
+// refusal describes the refusals for one cause and host.
 type refusal struct {
-	at    time.Time // of the message
+	at    time.Time // of the last message
 	since int       // number of refusals since then
+
+	host  string
+	text  string // of the latest error
+	count uint64
+	last  time.Time
 }
 
 const (
@@ -174,6 +180,7 @@ func (r *refusals) note(addr net.Addr, err error) {
 	key, now := hostOf(addr)+" "+causeOf(err), time.Now()
 	r.mu.Lock()
 	last, known := r.last[key]
+	last.host, last.text, last.count, last.last = hostOf(addr), err.Error(), last.count+1, now
 	if known && now.Sub(last.at) < refusalEvery {
 		last.since++
 		r.last[key] = last
@@ -188,10 +195,22 @@ func (r *refusals) note(addr net.Addr, err error) {
 	}
 	full := !known && len(r.last) >= maxRefusals
 	if !full {
-		r.last[key] = refusal{at: now}
+		suppressed := last.since
+		last.at, last.since = now, 0
+		r.last[key] = last
+		last.since = suppressed
 	}
 	r.mu.Unlock()
 	if !full {
 		r.logger.Warn("replicator: refused a connection", "from", addr, "error", err, "suppressed", last.since)
 	}
+}
+
+// list returns the refusals that are remembered, the latest first.
+func (r *refusals) list() []refusal {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := slices.Collect(maps.Values(r.last))
+	slices.SortFunc(all, func(a, b refusal) int { return b.last.Compare(a.last) })
+	return all
 }

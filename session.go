@@ -39,6 +39,7 @@ const (
 	StatePullingInFull State = "pulling in full" // reading all that the peer has
 	StatePullingLog    State = "pulling the log" // reading what is new
 	StateInSync        State = "in sync"         // all that the peer has told of is merged here
+	StateReadOnly      State = "read-only"       // the peer may only pull, see Options.Authorize
 	StateIncomplete    State = "incomplete"      // the peer can't read all of its own database; what it can read is merged here
 )
 
@@ -78,6 +79,7 @@ type session struct {
 	number uint64 // by which the smaller id ordered its sessions with this peer
 	pace   *schedule
 	since  uint64 // the last meeting before the connection began
+	access Access // of the peer, to this replica
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -112,6 +114,7 @@ type session struct {
 	merged     uint64    // up to where the peer's log is merged here
 	news       adoptions // what the peer told of adoptions, yet to be learned
 	durable    vector    // what is durable at the peer
+	granted    *Access   // what this replica may do at the peer; nil: it has yet to say
 	acks       uint64    // number of acks received
 	state      State
 	caughtUp   bool // in this session, once
@@ -126,7 +129,7 @@ type session struct {
 
 func newSession(ctx context.Context, y *syncer, c *conn, g *greeting, record *peerRecord, addr string, dialed bool) *session {
 	s := &session{
-		y: y, store: y.store, conn: c, own: g.own, hello: g.peer, since: g.since, record: record, addr: addr, dialed: dialed,
+		y: y, store: y.store, conn: c, own: g.own, hello: g.peer, since: g.since, access: g.access, record: record, addr: addr, dialed: dialed,
 		server:  newServer(y.store),
 		meeting: make(turn, 1),
 		telling: make(turn, 1),
@@ -190,7 +193,7 @@ func (s *session) open() error {
 			return err
 		}
 	}
-	if err := s.send(frameTerms, []byte{0}); err != nil { // everything is allowed
+	if err := s.send(frameTerms, []byte{byte(s.access)}); err != nil {
 		return err
 	}
 	return s.tellWholeVector()
@@ -269,9 +272,14 @@ func (s *session) frameLimit(kind byte) int {
 	return 0
 }
 
-// allowed returns an error if the peer may not ask for something of a kind. Access
-// will be decided here.
-func (s *session) allowed(kind byte) error { return nil }
+// allowed returns an error if the peer may not send a frame of a kind. It is not asked
+// for what it may not give.
+func (s *session) allowed(kind byte) error {
+	if s.access == ReadOnly && (kind == framePage || kind == frameValues) {
+		return fmt.Errorf("%w: frame of type %d from a peer with read-only access", ErrProtocol, kind)
+	}
+	return nil
+}
 
 // hear hands frames to those who wait for them.
 func (s *session) hear() error {
@@ -297,7 +305,16 @@ func (s *session) handle(kind byte, payload []byte) error {
 	case frameBye:
 		return parseBye(payload)
 	case frameTerms:
-		return nil // there is one kind only, yet
+		access, err := parseTerms(payload)
+		if err != nil {
+			return err
+		}
+		granted := Access(access)
+		s.note(func() { s.granted = &granted })
+		if granted == ReadOnly {
+			s.y.settings.logger.Warn("replicator: this replica has read-only access at a peer: its own changes are not merged there",
+				"peer", s.addr, "id", s.hello.id)
+		}
 	case frameVector:
 		known, err := parseVector(payload, s.hello.epoch)
 		if err == nil {
@@ -367,7 +384,7 @@ func (s *session) hears(known []Stamp) error {
 		return err
 	}
 	for _, k := range known {
-		if s.store.isImage(k) {
+		if s.access == ReadWrite && s.store.isImage(k) {
 			return s.y.suspectImage()
 		}
 	}
@@ -530,7 +547,7 @@ func (s *session) syncNow(ctx context.Context) error {
 			known, target = true, s.peerHead
 		}
 		incomplete = s.incomplete
-		return known && (s.caughtUp && s.merged >= target || incomplete)
+		return known && (s.caughtUp && s.merged >= target || incomplete || s.access == ReadOnly)
 	})
 	if err == nil && incomplete {
 		return errIncomplete
@@ -604,6 +621,7 @@ type sessionGlance struct {
 	heard    bool // the peer has told of its head
 	peerHead uint64
 	durable  vector
+	granted  *Access
 	lastGood time.Time // when the peer last answered; zero: never
 
 	roundTrip time.Duration // 0: unknown
@@ -646,5 +664,5 @@ func (s *session) glance() sessionGlance {
 	defer s.mu.Unlock()
 	durable := vector{}
 	durable.join(s.durable.stamps())
-	return sessionGlance{s.state, s.answers || s.caughtUp, s.peerHead, durable, s.lastGood, s.roundTrip, s.lag.now()}
+	return sessionGlance{s.state, s.answers || s.caughtUp, s.peerHead, durable, s.granted, s.lastGood, s.roundTrip, s.lag.now()}
 }

@@ -27,6 +27,8 @@ type puller struct {
 	arbiter    arbiter
 	heard      vector // what the makers of entries that are yet to be merged may have known
 	full       bool   // a pull of everything was part of it
+	began      bool   // it is known whether the scan under way is a first sync
+	first      *firstSync
 	incomplete bool   // something was left out: nothing that was merged since counts
 	stale      uint64 // entries of the last page that were not needed
 }
@@ -38,6 +40,10 @@ func newPuller(s *session) *puller {
 // pull reads what the peer has, page by page. When all is merged, the peer holds the
 // pull until there is something new.
 func (s *session) pull() error {
+	if s.access == ReadOnly {
+		s.note(func() { s.state = StateReadOnly })
+		return nil
+	}
 	u := newPuller(s)
 	defer u.endScan()
 	empty := s.store.head() == 0 && !s.store.adopter.running()
@@ -74,6 +80,7 @@ func (s *session) pull() error {
 			if err := u.takeTurn(); err != nil {
 				return err
 			}
+			u.beginFirst(&p, &next, s.conn.gained.Load)
 			if err := u.request(next, empty, true); err != nil {
 				return err
 			}
@@ -154,12 +161,20 @@ func (u *puller) hearOf(heard []Stamp) error {
 	return checkOrigins(len(u.arbiter.heard))
 }
 
+// beginFirst finds out whether a scan is a first sync, when there is more of it to come.
+func (u *puller) beginFirst(p *page, next *cursor, gained func() int64) {
+	if !u.began && !p.ahead && next.scan == scanKeys && next.checkpoint.isZero() {
+		u.began, u.first = true, u.s.store.beginFirst(!p.first, gained)
+	}
+}
+
 // merge merges a page, with its progress in the batch of the last entries.
 func (u *puller) merge(p *page, next cursor) error {
 	c, err := u.examine(p)
 	if err != nil {
 		return err
 	}
+	c.first = u.first
 	if err := u.s.store.merge(c, &u.blind, u.progress(p, next)); err != nil {
 		return err
 	}
@@ -320,6 +335,8 @@ func (u *puller) takeTurn() error { return u.s.y.turns.take(u.s) }
 
 // endScan lets others have their turn.
 func (u *puller) endScan() {
+	u.s.store.endFirst(u.first)
+	u.began, u.first = false, nil
 	u.s.y.turns.giveBack(u.s)
 }
 
@@ -380,6 +397,7 @@ func (u *puller) fetch(entries []entry, indices []int) error {
 		if c.missing() != nil {
 			return fmt.Errorf("%w: values: an entry comes without its value", ErrProtocol)
 		}
+		c.first = u.first
 		if err := s.store.merge(c, &u.blind, nil); err != nil {
 			return err
 		}

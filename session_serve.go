@@ -110,7 +110,7 @@ func (s *session) pulled(p *pull) error {
 	}
 	head, history := s.store.position()
 	for _, at := range []position{p.checkpoint, p.upper, p.seen} {
-		if at.epoch == history[len(history)-1].origin && at.seq > head {
+		if s.access == ReadWrite && at.epoch == history[len(history)-1].origin && at.seq > head {
 			return s.y.suspectImage()
 		}
 	}

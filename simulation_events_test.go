@@ -356,7 +356,8 @@ func (s *simulation) putLarge(n *node) {
 
 // loss draws what a power cut takes.
 func (s *simulation) loss() simtest.Loss {
-	return []simtest.Loss{simtest.Drop, simtest.Tear(s.rng), simtest.Keep(s.rng)}[s.rng.IntN(3)]
+	rng := rand.New(rand.NewPCG(s.rng.Uint64(), 0)) // leveldb's goroutines may come to draw from it
+	return []simtest.Loss{simtest.Drop, simtest.Tear(rng), simtest.Keep(rng)}[s.rng.IntN(3)]
 }
 
 // losePower gives a node what a power cut has left, in another boot.

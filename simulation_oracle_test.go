@@ -43,6 +43,7 @@ import (
 type oracle struct {
 	s     *simulation
 	pasts map[*node]*past
+	owner map[replicator.DatabaseID]*node // who had an id first; nil: several had it
 
 	mu      sync.Mutex // guards what follows
 	changes map[replicator.Stamp]written
@@ -71,7 +72,7 @@ type past struct {
 }
 
 func newOracle(s *simulation) *oracle {
-	return &oracle{s: s, pasts: map[*node]*past{}, changes: map[replicator.Stamp]written{}, latest: map[string]replicator.Stamp{}}
+	return &oracle{s: s, pasts: map[*node]*past{}, owner: map[replicator.DatabaseID]*node{}, changes: map[replicator.Stamp]written{}, latest: map[string]replicator.Stamp{}}
 }
 
 func newPast() *past {
@@ -130,14 +131,33 @@ func (s *simulation) start(n *node) {
 		}
 	})
 	status := n.r.Status()
-	p.id = status.ID
+	s.identify(n, status.ID)
 	for key, version := range p.seen {
 		require.Less(s.t, version.Clock, status.Clock, "the clock of %s, which has %s at %v", n.name, key, version)
 	}
 	if p.clock > 0 {
+		// It may have met others already, and may have marked the end of an adoption.
+		for _, m := range s.nodes {
+			if m != n && m.r != nil {
+				most = max(most, m.r.Status().Clock+1)
+			}
+		}
+		if status.Adoption.Done {
+			most++
+		}
 		require.LessOrEqual(s.t, status.Clock, most, "the clock of %s, which ended at %d, power cut or recovered: %v", n.name, p.clock, cut)
 	}
 	p.clock = 0
+}
+
+// identify notes which id a node has.
+func (o *oracle) identify(n *node, id replicator.DatabaseID) {
+	if first, known := o.owner[id]; !known {
+		o.owner[id] = n
+	} else if first != n {
+		o.owner[id] = nil
+	}
+	o.of(n).id = id
 }
 
 // opened compares what leveldb found in a node's files to what has to be there.
@@ -194,6 +214,9 @@ func (o *oracle) noteScans(n *node) {
 			o.s.seen.note("an opening finds an unfinished rescan")
 		case c.Keys:
 			o.s.seen.note("an opening finds an unfinished full pull")
+			if floor, err := replicator.Floor(n.db); err == nil && floor > 1 {
+				o.s.seen.note("an opening finds an unfinished first sync")
+			}
 		}
 	}
 }
@@ -245,7 +268,7 @@ func (s *simulation) look(n *node) {
 	}
 	if status.ID != p.id {
 		s.seen.note("an id is renewed")
-		p.id = status.ID
+		s.identify(n, status.ID)
 	}
 	for _, peer := range status.Peers {
 		s.seen.note("state: " + string(peer.State))
@@ -473,8 +496,8 @@ func isAlone(ids map[*node]replicator.DatabaseID, id replicator.DatabaseID) bool
 // stated since counts, and was taken in: time has passed.
 func (s *simulation) acknowledgedBy(n *node) map[string]replicator.Version {
 	p, promised := s.of(n), map[string]replicator.Version{}
-	if s.shared(p.id) {
-		return promised
+	if s.owner[p.id] == nil {
+		return promised // what another has stated under the id may still be told
 	}
 	for _, m := range s.nodes {
 		if m == n || m.r == nil {
@@ -487,7 +510,9 @@ func (s *simulation) acknowledgedBy(n *node) map[string]replicator.Version {
 			}
 			log, err := replicator.LogRows(m.db)
 			require.NoError(s.t, err)
-			for _, row := range log {
+			index, err := replicator.IndexRows(m.db) // a first sync leaves no log
+			require.NoError(s.t, err)
+			for _, row := range slices.AppendSeq(log, maps.Values(index)) {
 				if row.Seq <= *told.Acknowledged {
 					promised[row.Key] = greater(promised[row.Key], row.Version)
 				}
@@ -495,17 +520,6 @@ func (s *simulation) acknowledgedBy(n *node) map[string]replicator.Version {
 		}
 	}
 	return promised
-}
-
-// shared reports whether several nodes have an id.
-func (s *simulation) shared(id replicator.DatabaseID) bool {
-	count := 0
-	for _, p := range s.pasts {
-		if p.id == id {
-			count++
-		}
-	}
-	return count > 1
 }
 
 // verify checks all replicas, which are open and equal.

@@ -34,6 +34,7 @@ var branches = []string{
 	"an opening finds an unfinished scan of the log",
 	"an opening finds an unfinished rescan",
 	"an opening finds an unfinished full pull",
+	"an opening finds an unfinished first sync",
 
 	"a scan of the log goes on in key order",
 	"a key moves up the log during a scan",

@@ -363,6 +363,9 @@ func (s *simulation) calm() {
 		}
 		return all
 	}
+	for _, n := range s.nodes {
+		require.Equal(s.t, replicator.Vector(s.nodes[0].r), replicator.Vector(n.r), "what %s and %s know", s.nodes[0].name, n.name)
+	}
 	before, dials := measure(), s.addrs.count()
 	round()
 	round()

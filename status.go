@@ -25,8 +25,17 @@ type Status struct {
 	Adoption   AdoptionStatus `json:"adoption"`
 	Commits    []Bucket       `json:"commits"` // how long commits took, since Open
 	Conflicts  ConflictStatus `json:"conflicts"`
-	Warnings   []Warning      `json:"warnings"` // the last 32, since Open
-	Peers      []PeerStatus   `json:"peers"`    // configured peers by address, then peers that dialled in
+	Warnings   []Warning      `json:"warnings"`          // the last 32, since Open
+	Peers      []PeerStatus   `json:"peers"`             // configured peers by address, then peers that dialled in
+	Refused    []Refusal      `json:"refused,omitempty"` // inbound connections that were refused, at most 64 kinds, the latest first
+}
+
+// Refusal tells of the inbound connections from one host that were refused for one cause.
+type Refusal struct {
+	Host  string    `json:"host"`
+	Error string    `json:"error"` // of the latest
+	Count uint64    `json:"count"`
+	Last  time.Time `json:"last"`
 }
 
 // VectorStatus is the version vector in short. Two replicas with equal sums know the
@@ -86,6 +95,8 @@ type PeerStatus struct {
 	Name       string     `json:"name,omitempty"`   // the peer's Options.Name
 	SameAs     string     `json:"sameAs,omitempty"` // another configured address that leads to the same replica
 	State      State      `json:"state"`
+	Access     *Access    `json:"access,omitempty"`   // what the peer may do here, see Options.Authorize; during a session
+	Granted    *Access    `json:"granted,omitempty"`  // what this replica may do at the peer; during a session
 	DialedBy   Side       `json:"dialedBy,omitempty"` // during a session
 
 	// Behind is an upper bound of the number of records in the peer's log, as last
@@ -168,6 +179,9 @@ func (r *Replicator) Status() Status {
 		}
 	}
 	slices.SortFunc(s.Peers[configured:], func(a, b PeerStatus) int { return cmp.Compare(a.Addr, b.Addr) })
+	for _, f := range r.syncer.refusals.list() {
+		s.Refused = append(s.Refused, Refusal{f.host, f.text, f.count, f.last})
+	}
 	return s
 }
 
@@ -253,6 +267,7 @@ func (ps *PeerStatus) describe(d *store, record *peerRecord, s *session) {
 		if g.heard {
 			ps.Lag = &g.lag
 		}
+		ps.Access, ps.Granted = &s.access, g.granted
 	}
 	ps.BytesIn, ps.BytesOut, ps.RecordsIn, ps.RecordsOut = t.bytesIn, t.bytesOut, t.recordsIn, t.recordsOut
 	ps.Scan = scanStatus(&known.cursor)

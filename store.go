@@ -24,6 +24,7 @@ type store struct {
 	adopter   *adopter
 	durable   durability
 	conflicts conflicts
+	first     atomic.Pointer[firstSync]
 	imaged    time.Time // when an epoch began because of an image; belongs to the commit section
 
 	ctx    context.Context // done when the background work must end
@@ -85,7 +86,7 @@ func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
 func newStore(op *opening, settings storeSettings) *store {
 	d := &store{
 		engine: op.engine, settings: settings, name: op.id, peers: op.peers,
-		commits: committer{engine: op.engine, over: make(chan struct{})},
+		commits: committer{engine: op.engine, pool: new(sync.Pool), over: make(chan struct{})},
 	}
 	origin := op.history[len(op.history)-1].origin
 	d.commits.section = section{

@@ -66,6 +66,9 @@ const (
 	maxAdoptionWait = time.Minute
 )
 
+// errUnlogged can't come up: there is no first sync while old keys are adopted.
+var errUnlogged = errors.New("replicator: records were written without a log")
+
 // adopter adopts, in the background, every key that has no index record. The stamp of
 // an adopted key has clock 0, and a hash of the value as its origin. So replicas that
 // start from the same copy agree at once, and every change made through a Replicator is
@@ -151,8 +154,9 @@ func (a *adopter) step() (done bool, err error) {
 	var point durablePoint
 	err = a.d.enter(next.done, func(x *section) error {
 		written := map[string]bool{}
-		if err := a.d.writtenSince(x, head, func(key []byte) { written[string(key)] = true }); err != nil {
-			return err
+		all, err := a.d.writtenSince(x, head, func(key []byte) { written[string(key)] = true })
+		if err != nil || !all {
+			return firstError(err, errUnlogged)
 		}
 		for _, ch := range found {
 			if !written[string(ch.key)] {

@@ -13,7 +13,7 @@ import (
 type backlog struct {
 	limit   int // bytes
 	size    int
-	after   uint64 // everything behind this sequence is here
+	after   uint64 // everything behind this sequence is here, and changes made here from before
 	records deque[backRecord]
 	rises   deque[rise]
 	heard   deque[rise] // of the rises, what was heard before them
@@ -56,6 +56,15 @@ func newBacklog(k *knowledge, limit int) backlog {
 
 // add takes in a commit. The section is published right after.
 func (b *backlog) add(x *section) {
+	if x.first {
+		for i := range x.changes {
+			if ch := &x.changes[i]; !ch.adopted() {
+				b.dropped.raise(ch.Stamp)
+			}
+		}
+		b.after = x.head
+		return
+	}
 	size := 0
 	for i := range x.changes {
 		size += len(x.changes[i].key) + min(len(x.changes[i].value), backlogValue) + backlogExtra
@@ -89,7 +98,7 @@ func (b *backlog) add(x *section) {
 			b.dropped.raise(r.Stamp)
 		}
 		b.size -= len(r.key) + len(r.value) + backlogExtra
-		b.after = r.seq
+		b.after = max(b.after, r.seq)
 	}
 	for b.rises.len() > 0 && (b.rises.at(0).seq <= b.after || b.size > b.limit) {
 		b.after = max(b.after, b.rises.pop().seq)

@@ -34,15 +34,16 @@ type committer struct {
 	engine    engine
 	published func(local bool) // called by the leader after each commit
 
-	pool sync.Pool // of proposals
+	pool *sync.Pool // of proposals
 
 	mu      sync.Mutex  // guards queue, leading and closed
 	queue   []*proposal // in order of arrival
 	leading bool        // somebody leads
 	closed  bool
 
-	group   []*proposal // owned by the leader
-	section section     // owned by the leader
+	group    []*proposal // owned by the leader
+	unsynced uint64      // number of commits without Sync; owned by the leader
+	section  section     // owned by the leader
 
 	// visible is published for readers after each commit.
 	visible struct {
@@ -193,7 +194,6 @@ func (c *committer) finish(sync, local bool) error {
 			return err
 		}
 	}
-	x.commits++
 	c.publish()
 	c.published(local)
 	x.end()
@@ -213,7 +213,7 @@ func (c *committer) timedWrite(x *section, sync bool) error {
 	const sample = 16
 	weight := uint64(1)
 	if !sync {
-		if x.commits%sample != 0 {
+		if c.unsynced++; c.unsynced%sample != 0 {
 			return c.write(x.batch, sync)
 		}
 		weight = sample
@@ -315,6 +315,7 @@ type section struct {
 	hears     vector     // what was heard and is not known, if that changes
 	conflicts []Conflict // that were found
 	now       time.Time  // when changes from elsewhere are merged
+	first     bool       // the changes are of a first sync, and get no log rows
 
 	clock   clock
 	head    uint64 // sequence of the last record, including those gathered
@@ -322,11 +323,10 @@ type section struct {
 	records int64  // number of log records in the database, including those gathered
 	own     uint64 // one above the greatest clock of a change made in this epoch; 0: there is none
 	above   uint64 // one above the greatest clock of a record that was ever committed
-	commits uint64 // number of commits since the opening
 
 	start struct {
-		head, own, above uint64
-		records          int64
+		head, own, above, floor uint64
+		records                 int64
 	}
 	keyBuf, rowBuf []byte // scratch
 }
@@ -334,14 +334,14 @@ type section struct {
 func (x *section) begin() {
 	x.batch.Reset()
 	x.changes = x.changes[:0]
-	x.rises, x.learned, x.epoch, x.ended = x.rises[:0], nil, nil, nil
+	x.rises, x.learned, x.epoch, x.ended, x.first = x.rises[:0], nil, nil, nil, false
 	x.heard, x.hears, x.conflicts = x.heard[:0], nil, nil
-	x.start.head, x.start.records, x.start.own, x.start.above = x.head, x.records, x.own, x.above
+	x.start.head, x.start.records, x.start.own, x.start.above, x.start.floor = x.head, x.records, x.own, x.above, x.floor
 }
 
 // undo discards the gathered changes.
 func (x *section) undo() {
-	x.head, x.records, x.own, x.above = x.start.head, x.start.records, x.start.own, x.start.above
+	x.head, x.records, x.own, x.above, x.floor = x.start.head, x.start.records, x.start.own, x.start.above, x.start.floor
 }
 
 // end releases memory that the next group is unlikely to need.
@@ -375,7 +375,9 @@ func (x *section) reserve(greatest uint64) error {
 // the commit is complete.
 func (x *section) add(ch change) {
 	x.head++
-	x.records++
+	if !x.first {
+		x.records++
+	}
 	x.above = max(x.above, ch.Clock+1)
 	ch.seq = x.head
 	x.changes = append(x.changes, ch)
@@ -404,6 +406,9 @@ func (x *section) addRows() {
 		x.batch.Put(x.keyBuf, x.rowBuf)
 	}
 	for i := range x.changes {
+		if x.first {
+			break
+		}
 		ch := &x.changes[i]
 		if ch.old > 0 && ch.old >= x.floor { // below the floor, the sweep removes it
 			x.drop(ch.old)

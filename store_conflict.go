@@ -133,6 +133,13 @@ func (j *arbiter) scans(d *store) {
 	j.before, j.head = d.known.heardOf()
 }
 
+// knows reports whether the peer knows a change.
+func (j *arbiter) knows(s Stamp) bool {
+	j.peer.mu.Lock()
+	defer j.peer.mu.Unlock()
+	return j.peer.peer.covers(s)
+}
+
 // unknown calls visit for the records of the backlog that the peer may not know, and
 // those after the first of them. It reports whether these are all that the peer does not
 // know, and few.
@@ -140,11 +147,8 @@ func (j *arbiter) unknown(k *knowledge, visit func(*backRecord)) bool {
 	j.peer.mu.Lock()
 	defer j.peer.mu.Unlock()
 	b := &k.backlog
-	if j.covered < b.after {
-		if !j.peer.peer.includes(b.dropped) {
-			return false
-		}
-		j.covered = b.after
+	if j.covered < b.after && !j.peer.peer.includes(b.dropped) {
+		return false
 	}
 	i, n := b.from(j.covered), b.records.len()
 	for ; i < n; i++ {
@@ -153,6 +157,9 @@ func (j *arbiter) unknown(k *knowledge, visit func(*backRecord)) bool {
 			break
 		}
 		j.covered = r.seq
+	}
+	if i == n || b.records.at(i).seq > b.after {
+		j.covered = max(j.covered, b.after)
 	}
 	if n-i > maxUnknown {
 		return false
@@ -195,7 +202,7 @@ func (d *store) findConflicts(x *section, c *candidates) error {
 		e, here := &c.entries[i], &c.local[i]
 		var conflict Conflict
 		if c.wins[i] {
-			if j.peer.knows(here.Stamp) {
+			if j.knows(here.Stamp) {
 				continue
 			}
 			conflict = Conflict{Won: e.Version, Lost: here.Version, LostHere: true, Uncertain: j.heard.mayCover(here.Stamp)}

@@ -29,6 +29,7 @@ type candidates struct {
 	wins    []bool
 	blind   []bool // wins for certain, and was not looked up
 	head    uint64 // the lookups saw at least every record up to here
+	first   *firstSync
 
 	// adopting says that a key without an index record may hold an old value. It
 	// is read before the lookups: adoption can end between them.
@@ -39,13 +40,13 @@ type candidates struct {
 }
 
 // blindness is what lets the entries of one snapshot win without a lookup: what was
-// here when its first page was merged, if nothing but its own pages was committed
+// here when its first page was merged, if nothing but its own pages has moved the head
 // since. The zero value knows of nothing.
 type blindness struct {
-	begin   bool // the first page is yet to be merged
-	on      bool
-	above   uint64 // one above the greatest clock of a record that was here
-	commits uint64 // as of the last page
+	begin bool // the first page is yet to be merged
+	on    bool
+	above uint64 // one above the greatest clock of a record that was here
+	head  uint64 // as of the last page
 }
 
 // examine compares entries, which must be in ascending order of their keys, to
@@ -211,6 +212,7 @@ func (d *store) merge(c *candidates, blind *blindness, p *progress) error {
 			x.clock.witness(top)
 		}
 		x.now = time.Now()
+		x.first = c.first != nil && d.first.Load() == c.first
 		ownLost := false
 		for i := range c.entries {
 			e, here := &c.entries[i], &c.local[i]
@@ -230,7 +232,13 @@ func (d *store) merge(c *candidates, blind *blindness, p *progress) error {
 		}
 		if ownLost {
 			// The record that told of the own change goes. After a kill this row tells of it.
-			x.put(vectorKey(x.origin), vectorRow{x.own - 1, x.head}.append(nil))
+			x.keepOwn()
+		}
+		blind.head = x.head
+		if x.first = x.first && len(x.changes) > 0; x.first {
+			if err := x.skipLog(); err != nil {
+				return err
+			}
 		}
 		if p != nil {
 			if err := x.join(p.join); err != nil {
@@ -269,14 +277,11 @@ func (d *store) examineAgain(x *section, c *candidates, blind *blindness) error 
 	above := x.above
 	switch {
 	case blind.begin:
-		*blind = blindness{on: true, above: above, commits: x.commits}
-	case blind.on && blind.commits == x.commits:
+		*blind = blindness{on: true, above: above}
+	case blind.on && blind.head == x.head:
 		above = min(above, blind.above)
 	case blind.on:
 		*blind = blindness{}
-	}
-	if blind.on {
-		blind.commits++ // this one
 	}
 	index := &finder{db: d, table: tableIndex}
 	for i := range c.entries {
@@ -287,7 +292,7 @@ func (d *store) examineAgain(x *section, c *candidates, blind *blindness) error 
 		}
 	}
 	again := []int{}
-	err := d.writtenSince(x, c.head, func(key []byte) {
+	all, err := d.writtenSince(x, c.head, func(key []byte) {
 		i, found := slices.BinarySearchFunc(c.entries, key, func(e entry, key []byte) int {
 			return bytes.Compare(e.key, key)
 		})
@@ -297,6 +302,11 @@ func (d *store) examineAgain(x *section, c *candidates, blind *blindness) error 
 	})
 	if err != nil {
 		return err
+	}
+	for i := range c.entries {
+		if !all && c.wins[i] && !c.blind[i] {
+			again = append(again, i)
+		}
 	}
 	for _, i := range again {
 		if err := d.lookupEntry(c, i, index); err != nil {
@@ -308,18 +318,19 @@ func (d *store) examineAgain(x *section, c *candidates, blind *blindness) error 
 
 // writtenSince calls visit with the key of every record after the given head.
 // Work that looked keys up before it entered the commit section learns here
-// which of them to look up again. The key is valid during the call.
-func (d *store) writtenSince(x *section, head uint64, visit func(key []byte)) error {
-	if head == x.head {
-		return nil
+// which of them to look up again, or, if not all, that there may be more: records
+// without log rows. The key is valid during the call.
+func (d *store) writtenSince(x *section, head uint64, visit func(key []byte)) (all bool, err error) {
+	if head == x.head || d.known.backlogSince(head, visit) {
+		return true, nil
 	}
-	if d.known.backlogSince(head, visit) {
-		return nil
+	if head+1 < x.floor {
+		return false, nil
 	}
 	log := newLogReader(d, head, x.head)
 	defer log.Release()
 	for log.next() {
 		visit(log.key)
 	}
-	return log.fault()
+	return true, log.fault()
 }

@@ -20,6 +20,7 @@ const (
 	metaCeiling  = "ceiling"  // exclusive upper bound of all clocks made or seen
 	metaHead     = "head"     // head at the last close, or when a sequence got no record
 	metaFloor    = "floor"    // sequence below which records may be missing
+	metaBelow    = "below"    // exclusive upper bound of the clocks of records that are missing there
 	metaClean    = "clean"    // the cleanMark of the last close
 	metaDurable  = "durable"  // the last durablePoint
 	metaLimit    = "limit"    // Options.MaxValueSize of the last opening
@@ -414,7 +415,12 @@ func (op *opening) goOn(log *logReader) error {
 		}
 	}
 	if op.floor > p.head+1 {
-		op.clock.next = op.clock.ceiling // records since the durable point have expired
+		below, err := op.getUint64(metaBelow, op.clock.ceiling) // not all records since the durable point are there
+		if err != nil {
+			return err
+		}
+		op.clock.next = max(op.clock.next, below)
+		op.late.raise(Stamp{max(below, 1) - 1, anyOrigin})
 	}
 	op.own = own
 	return log.fault()

@@ -18,8 +18,8 @@ const (
 	relayDelay = 10 * time.Millisecond
 	// fedFor is how long it counts that the peer got changes of an origin by another way,
 	// and fedMost is the longest that they are held back for that.
-	fedFor  = 50 * time.Millisecond
-	fedMost = 500 * time.Millisecond
+	fedFor  = 250 * time.Millisecond
+	fedMost = 2 * time.Second
 	// fedOrigins is of about how many origins that is noted.
 	fedOrigins = 1024
 	// usefulFor is for how long nothing is held back once relaying has proved useful.
@@ -82,10 +82,9 @@ func (v *server) tell(known []Stamp) (origins int) {
 }
 
 // heldUntil returns until when a record that others made is held back from the peer:
-// for a moment, and longer while the peer gets changes of its origin by another way.
+// for a moment, and longer while the peer gets changes of its origin by another way. The
+// caller holds mu.
 func (v *server) heldUntil(r *backRecord) (until time.Time, fed bool) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	until = r.at.Add(relayDelay)
 	at, fed := v.fed[r.Origin]
 	if fed = fed && at.Add(fedFor).After(until); fed {
@@ -106,10 +105,8 @@ func (v *server) known() vector {
 	return w
 }
 
-// knows reports whether the peer knows a change, or all of some pairs.
-func (v *server) knows(stamps ...Stamp) bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
+// knows reports whether the peer knows all of some pairs. The caller holds mu.
+func (v *server) knows(stamps []Stamp) bool {
 	for _, s := range stamps {
 		if !v.peer.covers(s) {
 			return false
@@ -122,14 +119,17 @@ func (v *server) knows(stamps ...Stamp) bool {
 type filter struct {
 	v       *server
 	adopted bool // no adopted value
+
+	// The peer's entry for the origin that was asked for last, while mu is held.
+	origin Origin
+	clock  uint64
+	known  bool
 }
 
-// filter is as of what is known here, of which the caller holds mu: an adoption that is
-// learned of later must not be taken for one whose values the peer has.
+// filter is as of what is known here: an adoption that is learned of later must not be
+// taken for one whose values the peer has. The caller holds mu, and that of what is known.
 func (v *server) filter() filter {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return filter{v, v.d.known.adopted.covered(v.peer)}
+	return filter{v: v, adopted: v.d.known.adopted.covered(v.peer)}
 }
 
 // filterNow is for what was read before: no value in it is of an adoption that is yet
@@ -137,14 +137,30 @@ func (v *server) filter() filter {
 func (v *server) filterNow() filter {
 	v.d.known.mu.RLock()
 	defer v.d.known.mu.RUnlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	return v.filter()
 }
 
-func (f filter) covers(v Version) bool {
+// covers reports whether the peer knows a change. The caller holds mu since it made the
+// filter: one lock for a page is cheaper than one for each record.
+func (f *filter) covers(v Version) bool {
 	if v.adopted() {
 		return f.adopted
 	}
-	return f.v.knows(v.Stamp)
+	if v.Origin != f.origin {
+		f.origin = v.Origin
+		f.clock, f.known = f.v.peer[v.Origin]
+	}
+	return f.known && v.Clock <= f.clock
+}
+
+// coversNow is covers for who does not hold mu: reading takes its time.
+func (f *filter) coversNow(v Version) bool {
+	f.v.mu.Lock()
+	defer f.v.mu.Unlock()
+	f.origin = 0
+	return f.covers(v)
 }
 
 // answer is what becomes of a pull: a page, now or later.
@@ -161,6 +177,11 @@ type answer struct {
 // everything is said, too.
 func (v *server) answer(q *pull, told uint64, idle bool, to sink) (a answer, err error) {
 	to.reset()
+	if v.scan == nil || v.scan.kind != q.scan { // else there is a snapshot
+		if wait := v.d.awaitFirst(time.Now()); wait > 0 {
+			return v.answerFirst(q, wait, to), nil
+		}
+	}
 	head, history := v.d.position()
 	switch {
 	case !history.knows(&q.cursor, head):
@@ -174,11 +195,7 @@ func (v *server) answer(q *pull, told uint64, idle bool, to sink) (a answer, err
 		v.endScan()
 		var reaches bool
 		if a, reaches = v.follow(q, told, idle, to); !reaches {
-			kind := scanLog
-			if q.checkpoint.seq+1 < v.d.commits.visible.floor.Load() {
-				kind = scanKeys // records behind the checkpoint are gone
-			}
-			err = v.begin(q, &q.cursor, kind, &a, to)
+			err = v.begin(q, &q.cursor, scanLog, &a, to)
 		}
 	}
 	if a.ready {
@@ -219,6 +236,8 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 	k, now := &v.d.known, time.Now()
 	k.mu.RLock()
 	defer k.mu.RUnlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	f := v.filter()
 	b, after := &k.backlog, q.checkpoint.seq
 	if !b.reaches(after) {
@@ -250,7 +269,7 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 			}
 		}
 	}
-	if len(records) == 0 && a.wait > 0 && v.sendAhead(f, i, after, &a, to) {
+	if len(records) == 0 && a.wait > 0 && v.sendAhead(&f, i, after, &a, to) {
 		return a, true
 	}
 	if upTo == after && q.wait && (q.joined || upTo < q.seen.seq) {
@@ -268,15 +287,13 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 			a.page.vector = append(a.page.vector, Stamp{own, k.origin})
 		}
 	}
-	if len(records) == 0 && q.joined && q.wait && !idle && after >= min(told, upTo) && v.knows(a.page.vector...) {
+	if len(records) == 0 && q.joined && q.wait && !idle && after >= min(told, upTo) && v.knows(a.page.vector) {
 		a.quiet = true
 		return a, true
 	}
 	a.page.heard = append(b.heardBy(upTo, k.origin), k.heard.stamps()...)
 	a.ready, v.relay = true, relayed
-	v.mu.Lock()
 	v.shipped.join(a.page.vector)
-	v.mu.Unlock()
 	send(records, &a, to)
 	return a, true
 }
@@ -288,7 +305,37 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 // before was merged with the checkpoint after, or sent ahead, too. It has to be told so,
 // or else it can't tell others, and in a mesh where all write they would hold records
 // back for each other until it is too late.
-func (v *server) sendAhead(f filter, i int, after uint64, a *answer, to sink) bool {
+func (v *server) sendAhead(f *filter, i int, after uint64, a *answer, to sink) bool {
+	if !v.sendOwn(f, i, a, to) {
+		return false
+	}
+	k := &v.d.known
+	a.page.vector = k.madeBy(after, v.ahead)
+	a.page.seen = k.backlog.risesIn(after, v.ahead, k.origin)
+	return true
+}
+
+// answerFirst answers while a first sync is under way: with changes made here, from
+// which nothing follows. A first pull is answered in any case.
+func (v *server) answerFirst(q *pull, wait time.Duration, to sink) answer {
+	a := answer{wait: wait}
+	v.d.known.mu.RLock()
+	defer v.d.known.mu.RUnlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	f := v.filter()
+	if !v.sendOwn(&f, 0, &a, to) && !q.wait {
+		a.page.ahead, a.ready = true, true
+	}
+	if a.entries > 0 { // the peer may have merged nothing before
+		a.page.seen = v.d.known.asOf(v.d.known.head)
+	}
+	return a
+}
+
+// sendOwn gives changes made here that were not sent yet to the sink, from the record
+// with index i on. It reports whether there are any. The caller holds mu.
+func (v *server) sendOwn(f *filter, i int, a *answer, to sink) bool {
 	b := &v.d.known.backlog
 	var records []*backRecord
 	last, size := v.ahead, 0
@@ -304,8 +351,6 @@ func (v *server) sendAhead(f filter, i int, after uint64, a *answer, to sink) bo
 	}
 	v.ahead = last
 	a.page.ahead, a.ready = true, true
-	a.page.vector = v.d.known.madeBy(after, last)
-	a.page.seen = b.risesIn(after, last, v.d.known.origin)
 	a.page.heard = append(b.heardBy(last, v.d.known.origin), v.d.known.heard.stamps()...)
 	send(records, a, to)
 	return true
@@ -385,6 +430,7 @@ type scanView struct {
 	to     position // the head of the snapshot
 	kind   scan
 	after  uint64 // records up to here are left out
+	floor  uint64 // of the log in the snapshot
 	vector []Stamp
 	heard  []Stamp // as of the snapshot
 	log    *logReader
@@ -414,6 +460,9 @@ func (s *scanView) release() {
 	}
 	s.snapshot.Release()
 }
+
+// isExpired reports whether the log has no longer all that is to be sent.
+func (s *scanView) isExpired() bool { return s.after+1 < s.floor }
 
 // endScan gives the snapshot of a scan back.
 func (v *server) endScan() {
@@ -447,6 +496,9 @@ func (v *server) begin(q *pull, c *cursor, kind scan, a *answer, to sink) error 
 	if err != nil {
 		return err
 	}
+	if kind == scanLog && s.isExpired() {
+		kind = scanKeys
+	}
 	s.kind = kind
 	v.scan = s
 	a.page.vector, a.page.heard = s.vector, s.heard
@@ -476,7 +528,7 @@ func (v *server) resume(q *pull, a *answer, to sink) error {
 		s.kind = q.scan
 		v.scan = s
 		a.page.heard = append(s.vector, s.heard...) // neither was told as of this snapshot
-		if s.kind == scanLog && q.checkpoint.seq+1 < v.d.commits.visible.floor.Load() {
+		if s.kind == scanLog && s.isExpired() {
 			return v.begin(q, &q.cursor, scanKeys, a, to)
 		}
 	}
@@ -498,7 +550,7 @@ func (d *store) scanFrom(after uint64, joined bool) (*scanView, error) {
 		k := &d.known
 		k.mu.RLock()
 		defer k.mu.RUnlock()
-		s.to = k.history.label(x.head)
+		s.to, s.floor = k.history.label(x.head), x.floor
 		since := after
 		if !joined {
 			since = 0
@@ -549,7 +601,7 @@ func (v *server) keyPage(q *pull, a *answer, to sink) error {
 		}
 		a.page.key = append(a.page.key[:0], s.index.key...)
 		record := &s.index.record
-		if record.seq <= s.after && s.after > 0 || f.covers(record.Version) {
+		if record.seq <= s.after && s.after > 0 || f.coversNow(record.Version) {
 			continue
 		}
 		var value []byte
@@ -619,7 +671,7 @@ func (v *server) recordsBelow(s *scanView, below uint64) (records []logged, reac
 	size := 0
 	for scanned := 0; ok; ok, scanned = s.log.prev(), scanned+1 {
 		reached = s.log.seq
-		if !f.covers(s.log.version) {
+		if !f.coversNow(s.log.version) {
 			records = append(records, logged{reached, bytes.Clone(s.log.key)})
 			size += len(s.log.key)
 		}

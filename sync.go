@@ -21,6 +21,8 @@ type syncSettings struct {
 	logger                   *slog.Logger
 	name, cluster            string
 	listener                 net.Listener // nil: peers cannot dial in
+	security                 security
+	authorize                func(PeerInfo) (Access, error) // nil: everybody may do everything
 	dial                     func(ctx context.Context, addr string) (net.Conn, error)
 	minInterval, maxInterval time.Duration
 	timeout                  time.Duration
@@ -168,7 +170,9 @@ func (y *syncer) receive(c net.Conn) {
 	addr := c.RemoteAddr()
 	if err := y.entrance.enter(addr); err != nil {
 		y.refusals.note(addr, err)
-		y.entrance.turnAway(c, err)
+		if y.settings.security.server == nil { // a TLS handshake would cost more than it tells
+			y.entrance.turnAway(c, err)
+		}
 		return
 	}
 	defer y.entrance.leave(addr)

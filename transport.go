@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"bufio"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -44,6 +45,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // a peer that is heard from is alive, and its link may be slow.
 type conn struct {
 	net.Conn
+	stream    io.ReadWriter // where frames are read and written: the connection, or TLS over it
 	reader    *bufio.Reader
 	timeout   time.Duration
 	readUntil time.Time // the read deadline that is set
@@ -59,16 +61,31 @@ type conn struct {
 	received, sent atomic.Int64 // bytes
 	moved          atomic.Int64 // bytes of pages and values in both directions, approximately
 	gained         atomic.Int64 // bytes of pages and values received, approximately
+
+	certificates []*x509.Certificate // of the peer, its own first; nil over plain TCP
 }
 
 // newConn returns a conn with small buffers, for the handshake. timeout bounds the time
 // without received data and without progress of a write.
 func newConn(c net.Conn, timeout time.Duration) *conn {
 	fc := &conn{Conn: c, timeout: timeout, sending: make(turn, 1)}
-	fc.reader = bufio.NewReaderSize((*progressReader)(fc), handshakeBuffer)
-	fc.writer = bufio.NewWriterSize((*progressWriter)(fc), handshakeBuffer)
+	fc.over(paced{fc})
 	return fc
 }
+
+// over has frames go over a stream. It must not be called once a frame was sent or received.
+func (c *conn) over(stream io.ReadWriter) {
+	c.stream = stream
+	c.reader = bufio.NewReaderSize(stream, handshakeBuffer)
+	c.writer = bufio.NewWriterSize(stream, handshakeBuffer)
+}
+
+// paced is a conn's connection, with deadlines that progress extends. TLS lies over it, for
+// TLS does not survive a write whose deadline has passed.
+type paced struct{ c *conn }
+
+func (p paced) Read(b []byte) (int, error)  { return (*progressReader)(p.c).Read(b) }
+func (p paced) Write(b []byte) (int, error) { return (*progressWriter)(p.c).Write(b) }
 
 // widen gives the conn the buffers of a session, and a new timeout. It must not be
 // called during a receive.
@@ -77,7 +94,7 @@ func (c *conn) widen(timeout time.Duration) {
 	defer c.sending.giveBack()
 	c.timeout = timeout
 	c.reader = bufio.NewReaderSize(c.reader, chunkSize)
-	c.writer = bufio.NewWriterSize((*progressWriter)(c), chunkSize)
+	c.writer = bufio.NewWriterSize(c.stream, chunkSize)
 }
 
 // progressReader and progressWriter extend the deadlines, but not at every call, because
@@ -228,6 +245,8 @@ func (c *conn) readBody(n int) ([]byte, error) {
 func readError(err error) error {
 	var timeout net.Error
 	switch {
+	case tlsError(err) != err:
+		return tlsError(err)
 	case err == io.EOF:
 		return errors.New("the peer closed the connection")
 	case errors.As(err, &timeout) && timeout.Timeout():
@@ -246,8 +265,8 @@ func otherProtocol(head []byte) string {
 		{"HEAD ", "the other side speaks HTTP: it is a browser, a proxy or a health check"},
 		{"POST ", "the other side speaks HTTP: it is a browser, a proxy or a health check"},
 		{"OPTIO", "the other side speaks HTTP: it is a browser, a proxy or a health check"},
-		{"\x15\x03", "the other side speaks TLS, this side does not: check the port, and that both sides are configured alike"},
-		{"\x16\x03", "the other side speaks TLS, this side does not: check the port, and that both sides are configured alike"},
+		{"\x15\x03", "the other side speaks TLS, this side does not: check that both set ClusterKeys, or both TLS"},
+		{"\x16\x03", "the other side speaks TLS, this side does not: check that both set ClusterKeys, or both TLS"},
 	} {
 		if strings.HasPrefix(string(head), p.prefix) {
 			return p.what

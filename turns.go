@@ -8,13 +8,6 @@ import (
 
 // This file owns whose turn it is to scan a peer.
 
-const (
-	// A session keeps its turn while it receives turnBytes of pages and values in every
-	// turnTime. If it does not, one that waits goes ahead alongside it.
-	turnBytes = 64 << 10
-	turnTime  = 5 * time.Second
-)
-
 // turns lets one session at a time scan its peer: once that scan is over, the others
 // have little left to send. A slow link must not hold up a fast one.
 type turns struct {

@@ -194,6 +194,15 @@ func (d *store) findConflicts(x *section, c *candidates) error {
 				c.local[i] = local{indexRecord: indexRecord{r.Version, r.seq}, found: true}
 			}
 		})
+		// A first sync brings records that are not in the backlog, above some that are.
+		index := &finder{db: d, table: tableIndex}
+		for i := range c.entries {
+			if c.blind[i] && c.local[i].found && c.local[i].seq <= d.known.backlog.after {
+				if err := d.lookupEntry(c, i, index); err != nil {
+					return err
+				}
+			}
+		}
 	}
 	for i := range c.entries {
 		if !c.mayConflict(i) {
@@ -233,10 +242,10 @@ func (d *store) findConflicts(x *section, c *candidates) error {
 }
 
 // mayConflict reports whether an entry met another change of its key. Adopted values are
-// no changes.
+// no changes, and who makes a second change knows the first one.
 func (c *candidates) mayConflict(i int) bool {
 	e, here := &c.entries[i], &c.local[i]
-	return here.found && !here.unadopted && !here.adopted() && !e.adopted() && here.Version != e.Version
+	return here.found && !here.unadopted && !here.adopted() && !e.adopted() && here.Origin != e.Origin
 }
 
 // addValues adds the values that are at hand.

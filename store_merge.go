@@ -258,7 +258,7 @@ func (d *store) isNothing(c *candidates, p *progress) bool {
 		return false
 	}
 	for i := range c.local {
-		if c.local[i].unadopted || c.arbiter != nil && c.mayConflict(i) && !d.known.covers(c.entries[i].Stamp) {
+		if c.local[i].unadopted {
 			return false
 		}
 	}

@@ -328,7 +328,8 @@ func (v *server) answerFirst(q *pull, wait time.Duration, to sink) answer {
 		a.page.ahead, a.ready = true, true
 	}
 	if a.entries > 0 { // the peer may have merged nothing before
-		a.page.seen = v.d.known.asOf(v.d.known.head)
+		k := &v.d.known
+		a.page.seen = append(k.asOf(k.head), Stamp{k.own - 1, k.origin})
 	}
 	return a
 }

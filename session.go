@@ -616,7 +616,5 @@ type sessionGlance struct {
 func (s *session) glance() sessionGlance {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	durable := vector{}
-	durable.join(s.durable.stamps())
-	return sessionGlance{s.state, s.answers || s.caughtUp, s.peerHead, durable, s.granted, s.lastGood}
+	return sessionGlance{s.state, s.answers || s.caughtUp, s.peerHead, maps.Clone(s.durable), s.granted, s.lastGood}
 }

@@ -115,14 +115,7 @@ func (u *puller) arrive(p *page) (cursor, error) {
 	case p.to != before.upper:
 		u.blind, u.held, u.vector = blindness{}, false, nil
 	}
-	if scanning := next.scan != scanNone; scanning != u.scanning {
-		u.scanning = scanning
-		if scanning {
-			s.store.scans.Add(1)
-		} else {
-			s.store.scans.Add(-1)
-		}
-	}
+	u.setScanning(next.scan != scanNone)
 	if p.incomplete && !u.incomplete {
 		u.incomplete = true
 		u.repeatLater()
@@ -302,10 +295,18 @@ func (u *puller) endScan() {
 	u.s.store.endFirst(u.first)
 	u.began, u.first = false, nil
 	u.s.y.turns.giveBack(u.s)
-	if u.scanning {
-		u.scanning = false
+	u.setScanning(false)
+}
+
+// setScanning counts this scan among those that are under way, or no longer.
+func (u *puller) setScanning(scanning bool) {
+	switch {
+	case scanning && !u.scanning:
+		u.s.store.scans.Add(1)
+	case !scanning && u.scanning:
 		u.s.store.scans.Add(-1)
 	}
+	u.scanning = scanning
 }
 
 // repeatLater ends the session after a while, so that what the peer could not read is

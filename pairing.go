@@ -166,6 +166,8 @@ func (y *syncer) register(ctx context.Context, c *conn, g *greeting, addr string
 		}
 		s := newSession(ctx, y, c, g, y.recordOf(id), addr, dialed)
 		s.number = number
+		// Whoever sees the session must no longer count what another process stated.
+		y.store.begins(s.record, s.hello.epoch, s.own.id)
 		y.sessions[id] = s
 		y.mu.Unlock()
 		if before != nil {

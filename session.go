@@ -160,7 +160,6 @@ func (s *session) run() error {
 	}
 	s.commits = s.store.subscribe()
 	defer s.store.unsubscribe(s.commits)
-	s.store.begins(s.record, s.hello.epoch, s.own.id)
 	start(s.hear) // the peer's answer to the hello may be a bye
 	if err := s.open(); err != nil {
 		s.cancel(err)

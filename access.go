@@ -76,16 +76,15 @@ func (y *syncer) authorize(c *conn, h hello, dialed bool) (Access, error) {
 }
 
 // protect has the frames of a connection go over TLS, if that is configured, and tells a
-// peer that is refused why. addr is what was dialled, or "".
-func (y *syncer) protect(ctx context.Context, c *conn, addr string) error {
-	by := y.settings.security
-	if by.server == nil {
+// peer that dialled in and is refused why.
+func (y *syncer) protect(ctx context.Context, c *conn, addr string, dialed bool) error {
+	if y.settings.tls == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, y.settings.timeout)
 	defer cancel()
-	err := c.secure(ctx, by, addr)
-	if err == nil || addr != "" {
+	err := c.secure(ctx, y.settings.tls, addr, dialed)
+	if err == nil || dialed {
 		return err
 	}
 	var plain tls.RecordHeaderError
@@ -97,7 +96,7 @@ func (y *syncer) protect(ctx context.Context, c *conn, addr string) error {
 }
 
 // errSpeaksTLS is for a peer that dials in without TLS, from where it stands.
-var errSpeaksTLS = fmt.Errorf("%w: the other side speaks TLS, this side does not: check that both set ClusterKeys, or both TLS", ErrRefused)
+var errSpeaksTLS = fmt.Errorf("%w: %s", ErrRefused, speaksTLS)
 
 // drain reads what a refused peer has sent already. A connection that is closed with
 // unread data is reset, and the peer may not see why.

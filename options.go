@@ -263,15 +263,15 @@ func (o *Options) checkPeer(addr string) error {
 // isExposable reports whether sessions beyond loopback addresses are permitted.
 func (o *Options) isExposable() bool { return o.Insecure || o.ClusterKeys != nil || o.TLS != nil }
 
-// security returns how connections are protected.
-func (o *Options) security() (security, error) {
+// tlsConfig returns how connections are protected; nil: they are not.
+func (o *Options) tlsConfig() (*tls.Config, error) {
 	switch {
 	case o.TLS != nil:
 		return secureBy(o.TLS), nil
 	case o.ClusterKeys != nil:
 		return secureByKeys(o.ClusterKeys)
 	}
-	return security{}, nil
+	return nil, nil
 }
 
 // closeListener closes the caller's listener, for an Open that failed.

@@ -35,11 +35,7 @@ func (y *syncer) converse(ctx context.Context, nc net.Conn, p *peer) error {
 // shake turns a connection into a session. p is the peer that was dialled, or nil.
 func (y *syncer) shake(ctx context.Context, nc net.Conn, addr string, p *peer) (*session, error) {
 	c := newConn(nc, y.settings.timeout)
-	dialed := ""
-	if p != nil {
-		dialed = p.addr
-	}
-	if err := y.protect(ctx, c, dialed); err != nil {
+	if err := y.protect(ctx, c, addr, p != nil); err != nil {
 		return nil, &PeerError{addr, "handshake", err}
 	}
 	g, err := y.greet(ctx, c, p != nil, false)
@@ -84,7 +80,7 @@ func (y *syncer) probe(ctx context.Context, p *peer) error {
 	}
 	defer nc.Close()
 	c := newConn(nc, y.settings.timeout)
-	if err := y.protect(ctx, c, p.addr); err != nil {
+	if err := y.protect(ctx, c, p.addr, true); err != nil {
 		return &PeerError{p.addr, "handshake", err}
 	}
 	g, err := y.greet(ctx, c, true, true)
@@ -170,6 +166,8 @@ func (y *syncer) register(ctx context.Context, c *conn, g *greeting, addr string
 		}
 		s := newSession(ctx, y, c, g, y.recordOf(id), addr, dialed)
 		s.number = number
+		// Whoever sees the session must no longer count what another process stated.
+		y.store.begins(s.record, s.hello.epoch, s.own.id)
 		y.sessions[id] = s
 		y.mu.Unlock()
 		if before != nil {

@@ -118,7 +118,7 @@ func start(db *leveldb.DB, o Options) (*Replicator, error) {
 			return nil, fmt.Errorf("replicator: open: %w", err)
 		}
 	}
-	protect, err := o.security()
+	protect, err := o.tlsConfig()
 	var d *store
 	if err == nil {
 		d, err = openStore(db, o.store())
@@ -130,7 +130,7 @@ func start(db *leveldb.DB, o Options) (*Replicator, error) {
 		return nil, err
 	}
 	settings := o.sync()
-	settings.listener, settings.security = listener, protect
+	settings.listener, settings.tls = listener, protect
 	r := &Replicator{db: db, store: d, syncer: startSync(d, settings), maxValue: o.MaxValueSize, options: &o, warnings: kept}
 	r.gate.empty = make(chan struct{})
 	if listener != nil {

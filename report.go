@@ -194,15 +194,14 @@ func (r *refusals) note(addr net.Addr, err error) {
 		maps.DeleteFunc(r.last, func(_ string, old refusal) bool { return now.Sub(old.at) >= refusalEvery })
 	}
 	full := !known && len(r.last) >= maxRefusals
+	suppressed := last.since
 	if !full {
-		suppressed := last.since
 		last.at, last.since = now, 0
 		r.last[key] = last
-		last.since = suppressed
 	}
 	r.mu.Unlock()
 	if !full {
-		r.logger.Warn("replicator: refused a connection", "from", addr, "error", err, "suppressed", last.since)
+		r.logger.Warn("replicator: refused a connection", "from", addr, "error", err, "suppressed", suppressed)
 	}
 }
 

@@ -26,39 +26,34 @@ const (
 	clusterHost = "replicator.invalid"
 	// clusterInfo separates what is made of a cluster key from other uses of it.
 	clusterInfo = "level-replicator/replicator: certificate authority, version 1"
+
+	speaksTLS = "the other side speaks TLS, this side does not: check that both set ClusterKeys, or both TLS"
 )
 
-// security has the TLS configurations of both roles. The zero value is plain TCP.
-type security struct {
-	server, client *tls.Config
-	byHost         bool // the host of the dialled address must be in the server's certificate
-}
-
-// secureByKeys returns the security of a cluster whose members share keys. The first key
-// signs; the others are accepted, too.
+// secureByKeys returns the configuration, for both roles, of a cluster whose members share
+// keys. The first key signs; the others are accepted, too.
 //
 // Everything follows from the key, so all members have the same authority without
 // exchanging it. Certificates are valid from 1970 to 9999, for devices without a clock.
-func secureByKeys(keys [][]byte) (security, error) {
+func secureByKeys(keys [][]byte) (*tls.Config, error) {
 	pool := x509.NewCertPool()
 	var leaf tls.Certificate
 	for i, key := range keys {
 		authority, signer, err := clusterAuthority(key)
 		if err != nil {
-			return security{}, err
+			return nil, err
 		}
 		pool.AddCert(authority)
 		if i == 0 {
 			if leaf, err = clusterLeaf(authority, signer); err != nil {
-				return security{}, err
+				return nil, err
 			}
 		}
 	}
-	c := &tls.Config{
+	return &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{leaf}, ServerName: clusterHost,
 		RootCAs: pool, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, SessionTicketsDisabled: true,
-	}
-	return security{server: c, client: c}, nil
+	}, nil
 }
 
 // always is the validity of all certificates of a cluster.
@@ -109,19 +104,18 @@ func clusterLeaf(authority *x509.Certificate, signer ed25519.PrivateKey) (tls.Ce
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}, err
 }
 
-// secureBy returns the security of the caller's own configuration.
-func secureBy(c *tls.Config) security {
-	server := c.Clone()
-	server.MinVersion = max(server.MinVersion, tls.VersionTLS13)
-	server.ClientAuth = tls.RequireAndVerifyClientCert
-	if server.ClientCAs == nil {
-		server.ClientCAs = server.RootCAs
+// secureBy returns the caller's own configuration, completed for both roles.
+func secureBy(own *tls.Config) *tls.Config {
+	c := own.Clone()
+	c.MinVersion = max(c.MinVersion, tls.VersionTLS13)
+	c.ClientAuth = tls.RequireAndVerifyClientCert
+	if c.ClientCAs == nil {
+		c.ClientCAs = c.RootCAs
 	}
-	client := server.Clone()
-	if client.RootCAs == nil {
-		client.RootCAs = client.ClientCAs
+	if c.RootCAs == nil {
+		c.RootCAs = c.ClientCAs
 	}
-	return security{server: server, client: client, byHost: c.ServerName == ""}
+	return c
 }
 
 // checkTLS returns what is missing in a caller's configuration.
@@ -139,12 +133,13 @@ func checkTLS(c *tls.Config) error {
 	return nil
 }
 
-// secure has the frames of a connection go over TLS. addr is what was dialled, or "".
-func (c *conn) secure(ctx context.Context, by security, addr string) error {
-	t := tls.Server(&securing{c.Conn, paced{c}}, by.server)
-	if addr != "" {
-		config := by.client
-		if by.byHost {
+// secure has the frames of a connection go over TLS. Without a ServerName, the host of the
+// address that was dialled must be in the server's certificate.
+func (c *conn) secure(ctx context.Context, config *tls.Config, addr string, dialed bool) error {
+	below := paced{c.Conn, c}
+	t := tls.Server(below, config)
+	if dialed {
+		if config.ServerName == "" {
 			host, _, err := net.SplitHostPort(addr)
 			if err != nil {
 				host = addr
@@ -152,7 +147,7 @@ func (c *conn) secure(ctx context.Context, by security, addr string) error {
 			config = config.Clone()
 			config.ServerName = host
 		}
-		t = tls.Client(&securing{c.Conn, paced{c}}, config)
+		t = tls.Client(below, config)
 	}
 	if err := t.HandshakeContext(ctx); err != nil {
 		return tlsError(err)
@@ -161,15 +156,6 @@ func (c *conn) secure(ctx context.Context, by security, addr string) error {
 	c.certificates = t.ConnectionState().PeerCertificates
 	return nil
 }
-
-// securing is the connection below TLS.
-type securing struct {
-	net.Conn
-	paced paced
-}
-
-func (s *securing) Read(b []byte) (int, error)  { return s.paced.Read(b) }
-func (s *securing) Write(b []byte) (int, error) { return s.paced.Write(b) }
 
 // tlsError says what to check after a handshake that has failed. Other errors it
 // returns as they are.

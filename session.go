@@ -163,7 +163,6 @@ func (s *session) run() error {
 	}
 	s.commits = s.store.subscribe()
 	defer s.store.unsubscribe(s.commits)
-	s.store.begins(s.record, s.hello.epoch, s.own.id)
 	start(s.hear) // the peer's answer to the hello may be a bye
 	if err := s.open(); err != nil {
 		s.cancel(err)
@@ -662,7 +661,5 @@ func (l *lag) now() time.Duration {
 func (s *session) glance() sessionGlance {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	durable := vector{}
-	durable.join(s.durable.stamps())
-	return sessionGlance{s.state, s.answers || s.caughtUp, s.peerHead, durable, s.granted, s.lastGood, s.roundTrip, s.lag.now()}
+	return sessionGlance{s.state, s.answers || s.caughtUp, s.peerHead, maps.Clone(s.durable), s.granted, s.lastGood, s.roundTrip, s.lag.now()}
 }

@@ -76,14 +76,7 @@ func parseDurablePoint(row []byte) (p durablePoint, err error) {
 
 // known returns the vector as of the point, the own origin included.
 func (p *durablePoint) known() vector {
-	v := make(vector, len(p.vector)+1)
-	for o, row := range p.vector {
-		v[o] = row.clock
-	}
-	if p.own > 0 {
-		v[p.origin] = p.own - 1
-	}
-	return v
+	return vectorOf(p.vector, p.origin, p.own)
 }
 
 // durability is the last durable point.
@@ -93,8 +86,7 @@ type durability struct {
 	mu    sync.Mutex // guards what follows
 	point durablePoint
 	vec   vector
-	count uint64 // of points
-	at    time.Time
+	count uint64    // of points
 	asked time.Time // when one was made because a peer had asked
 }
 
@@ -106,7 +98,7 @@ func (y *durability) load(p durablePoint) {
 func (y *durability) set(p durablePoint) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	y.point, y.vec, y.at = p, p.known(), time.Now()
+	y.point, y.vec = p, p.known()
 	y.count++
 }
 
@@ -135,11 +127,10 @@ func (y *durability) askable(now time.Time) time.Duration {
 
 // capture returns the durable point that a flush would make of what is here.
 func (d *store) capture(x *section, adopt adoption) durablePoint {
-	p := durablePoint{
+	return durablePoint{
 		head: x.head, clock: x.clock.next, origin: x.origin, own: x.own,
 		vector: d.known.vectorRows(), peers: d.storedCursors(), adopt: adopt,
 	}
-	return p
 }
 
 // storedCursors returns how far each peer's log has been merged.

@@ -107,9 +107,3 @@ func (x *section) skipLog() error {
 	x.put(metaKey(metaBelow), encodeUint64(x.clock.next))
 	return nil
 }
-
-// keepOwn notes what was made in this epoch. It is for when the records that told of it
-// go: after a kill, this row tells.
-func (x *section) keepOwn() {
-	x.put(vectorKey(x.origin), vectorRow{x.own - 1, x.head}.append(nil))
-}

@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"bytes"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -100,9 +101,7 @@ func (v *server) heldUntil(r *backRecord) (until time.Time, fed bool) {
 func (v *server) known() vector {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	w := make(vector, len(v.peer))
-	w.join(v.peer.stamps())
-	return w
+	return maps.Clone(v.peer)
 }
 
 // knows reports whether the peer knows all of some pairs. The caller holds mu.
@@ -310,7 +309,9 @@ func (v *server) sendAhead(f *filter, i int, after uint64, a *answer, to sink) b
 		return false
 	}
 	k := &v.d.known
-	a.page.vector = k.madeBy(after, v.ahead)
+	if clock, known := k.madeBy(after, v.ahead); known {
+		a.page.vector = []Stamp{{clock, k.origin}}
+	}
 	a.page.seen = k.backlog.risesIn(after, v.ahead, k.origin)
 	return true
 }
@@ -388,41 +389,27 @@ func (k *knowledge) asOf(seq uint64) []Stamp {
 
 // ownAt returns the own origin's clock at a place of the log that the backlog reaches
 // back to, if there was one. The caller holds mu.
-func (k *knowledge) ownAt(seq uint64) (clock uint64, known bool) {
+func (k *knowledge) ownAt(seq uint64) (clock uint64, known bool) { return k.madeBy(seq, seq) }
+
+// madeBy returns what a peer knows of the own origin that has merged the log up to one
+// place, and from there on the changes made here up to another, if that is anything. The
+// mark of an adoption in between is not one of them, for it tells of adopted values, too.
+// The caller holds mu.
+func (k *knowledge) madeBy(after, upTo uint64) (clock uint64, known bool) {
 	next := k.own // one above it
 	b := &k.backlog
-	for i := b.from(seq); i < b.records.len(); i++ {
+	for i := b.from(upTo); i < b.records.len(); i++ {
 		if r := b.records.at(i); r.Origin == k.origin {
 			next = min(next, r.Clock)
 			break
 		}
 	}
-	for i := b.rises.len() - 1; i >= 0 && b.rises.at(i).seq > seq; i-- {
+	for i := b.rises.len() - 1; i >= 0 && b.rises.at(i).seq > after; i-- {
 		if r := b.rises.at(i); r.Origin == k.origin {
 			next = min(next, r.Clock)
 		}
 	}
 	return next - 1, next > 0
-}
-
-// madeBy returns what a peer knows of the own origin that has merged the log up to one
-// place, and from there on the changes made here up to another. The mark of an adoption
-// in between is not one of them, for it tells of adopted values, too. The caller holds mu.
-func (k *knowledge) madeBy(after, upTo uint64) []Stamp {
-	clock, known := k.ownAt(upTo)
-	if !known {
-		return nil
-	}
-	next := clock + 1
-	for i := k.backlog.rises.len() - 1; i >= 0 && k.backlog.rises.at(i).seq > after; i-- {
-		if r := k.backlog.rises.at(i); r.Origin == k.origin {
-			next = min(next, r.Clock)
-		}
-	}
-	if next == 0 {
-		return nil
-	}
-	return []Stamp{{next - 1, k.origin}}
 }
 
 // scanView is a scan under way: one snapshot, and where the next page begins.
@@ -443,21 +430,12 @@ type scanView struct {
 }
 
 func (s *scanView) release() {
-	for _, it := range []interface{ Release() }{s.log, s.index, s.data} {
-		switch it := it.(type) {
-		case *logReader:
-			if it != nil {
-				it.Release()
-			}
-		case *indexReader:
-			if it != nil {
-				it.Release()
-			}
-		case *walker:
-			if it != nil {
-				it.Release()
-			}
-		}
+	if s.log != nil {
+		s.log.Release()
+	}
+	if s.index != nil { // with the data beside it
+		s.index.Release()
+		s.data.Release()
 	}
 	s.snapshot.Release()
 }

@@ -1,6 +1,7 @@
 package replicator
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"maps"
@@ -57,10 +58,7 @@ func (k *knowledge) load(op *opening, origin Origin, backlogBytes int) {
 		k.order = append(k.order, rise{Stamp{row.clock, o}, row.risen})
 	}
 	slices.SortFunc(k.order, func(a, b rise) int {
-		if a.seq != b.seq {
-			return int(min(max(int64(a.seq)-int64(b.seq), -1), 1))
-		}
-		return a.Stamp.Compare(b.Stamp)
+		return cmp.Or(cmp.Compare(a.seq, b.seq), a.Stamp.Compare(b.Stamp))
 	})
 	k.backlog = newBacklog(k, backlogBytes)
 }
@@ -108,7 +106,7 @@ func (k *knowledge) publish(x *section) {
 	}
 }
 
-// stamp returns the vector's entry for an origin. The caller holds mu.
+// clockOf returns the vector's entry for an origin. The caller holds mu.
 func (k *knowledge) clockOf(o Origin) (clock uint64, known bool) {
 	if o == k.origin {
 		return k.own - 1, k.own > 0
@@ -185,12 +183,18 @@ func (k *knowledge) roseSince(seq uint64, but Origin) bool {
 func (k *knowledge) all() vector {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	v := make(vector, len(k.rows)+1)
-	for o, row := range k.rows {
+	return vectorOf(k.rows, k.origin, k.own)
+}
+
+// vectorOf returns the vector that rows are of, with the own origin, whose clock is one
+// below own; own is 0 if there was no own change.
+func vectorOf(rows map[Origin]vectorRow, origin Origin, own uint64) vector {
+	v := make(vector, len(rows)+1)
+	for o, row := range rows {
 		v[o] = row.clock
 	}
-	if k.own > 0 {
-		v[k.origin] = k.own - 1
+	if own > 0 {
+		v[origin] = own - 1
 	}
 	return v
 }
@@ -207,9 +211,7 @@ func (k *knowledge) vectorRows() map[Origin]vectorRow {
 func (k *knowledge) adoptions() (adoptions, uint64) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	a := make(adoptions, len(k.adopted))
-	a.merge(k.adopted)
-	return a, k.changes
+	return maps.Clone(k.adopted), k.changes
 }
 
 // join raises the vector in a commit.
@@ -263,6 +265,12 @@ func (x *section) addRises() {
 	}
 }
 
+// keepOwn notes what was made in this epoch. It is for when the records that told of it
+// go: after a kill, this row tells.
+func (x *section) keepOwn() {
+	x.put(vectorKey(x.origin), vectorRow{x.own - 1, x.head}.append(nil))
+}
+
 // mark takes a clock of its own for the end of an adoption.
 func (x *section) mark(id adoptionID) error {
 	if err := x.reserve(x.clock.next); err != nil {
@@ -311,33 +319,33 @@ func (d *store) origin() Origin {
 // loadVector reads the vector's rows.
 func loadVector(db reader) (map[Origin]vectorRow, error) {
 	rows := map[Origin]vectorRow{}
-	it := db.NewIterator(tableRange(tableVector), nil)
-	defer it.Release()
-	for it.Next() {
-		r := decoder{rest: it.Value()}
-		row := r.vectorRow()
-		if err := r.finish(); err != nil || len(rowName(it.Key())) != 8 {
-			return nil, fmt.Errorf("%w: vector row %x", errCorrupt, it.Key())
-		}
-		rows[Origin(rowSequence(it.Key()))] = row
-	}
-	return rows, it.Error()
+	err := readNumbered(db, tableVector, "vector row", func(name uint64, r *decoder) { rows[Origin(name)] = r.vectorRow() })
+	return rows, err
 }
 
 // loadAdoptions reads the rows of adoptions.
 func loadAdoptions(db reader) (adoptions, error) {
 	a := adoptions{}
-	it := db.NewIterator(tableRange(tableAdoptions), nil)
+	err := readNumbered(db, tableAdoptions, "adoption", func(name uint64, r *decoder) {
+		a[adoptionID(name)] = Stamp{r.uvarint(), Origin(r.uint64())}
+	})
+	return a, err
+}
+
+// readNumbered reads the rows of a table whose rows are named by numbers.
+func readNumbered(db reader, table byte, what string, parse func(name uint64, r *decoder)) error {
+	it := db.NewIterator(tableRange(table), nil)
 	defer it.Release()
 	for it.Next() {
-		r := decoder{rest: it.Value()}
-		mark := Stamp{r.uvarint(), Origin(r.uint64())}
-		if err := r.finish(); err != nil || len(rowName(it.Key())) != 8 {
-			return nil, fmt.Errorf("%w: adoption %x", errCorrupt, it.Key())
+		if len(rowName(it.Key())) != 8 {
+			return fmt.Errorf("%w: %s %x", errCorrupt, what, it.Key())
 		}
-		a[adoptionID(rowSequence(it.Key()))] = mark
+		r := decoder{rest: it.Value()}
+		if parse(rowSequence(it.Key()), &r); r.finish() != nil {
+			return fmt.Errorf("%w: %s %x", errCorrupt, what, it.Key())
+		}
 	}
-	return a, it.Error()
+	return it.Error()
 }
 
 // putVector writes a vector in the place of the one that is there.
@@ -368,7 +376,7 @@ func (d *store) newEpoch() (before Origin, began bool, err error) {
 		d.imaged, before, began = now, x.origin, true
 		if x.own > 0 {
 			x.ended = &rise{Stamp{x.own - 1, x.origin}, x.head}
-			x.put(vectorKey(x.origin), vectorRow{x.own - 1, x.head}.append(nil))
+			x.keepOwn()
 		}
 		x.epoch = &epoch{x.head + 1, d.settings.drawOrigin(), maxSequence}
 		x.put(sequenceKey(nil, tableEpochs, x.epoch.first), x.epoch.row())

@@ -3,6 +3,7 @@ package replicator
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -20,8 +21,8 @@ import (
 type syncSettings struct {
 	logger                   *slog.Logger
 	name, cluster            string
-	listener                 net.Listener // nil: peers cannot dial in
-	security                 security
+	listener                 net.Listener                   // nil: peers cannot dial in
+	tls                      *tls.Config                    // for both roles; nil: plain TCP
 	authorize                func(PeerInfo) (Access, error) // nil: everybody may do everything
 	dial                     func(ctx context.Context, addr string) (net.Conn, error)
 	minInterval, maxInterval time.Duration
@@ -170,7 +171,7 @@ func (y *syncer) receive(c net.Conn) {
 	addr := c.RemoteAddr()
 	if err := y.entrance.enter(addr); err != nil {
 		y.refusals.note(addr, err)
-		if y.settings.security.server == nil { // a TLS handshake would cost more than it tells
+		if y.settings.tls == nil { // a TLS handshake would cost more than it tells
 			y.entrance.turnAway(c, err)
 		}
 		return

@@ -69,7 +69,7 @@ type conn struct {
 // without received data and without progress of a write.
 func newConn(c net.Conn, timeout time.Duration) *conn {
 	fc := &conn{Conn: c, timeout: timeout, sending: make(turn, 1)}
-	fc.over(paced{fc})
+	fc.over(paced{c, fc})
 	return fc
 }
 
@@ -82,7 +82,10 @@ func (c *conn) over(stream io.ReadWriter) {
 
 // paced is a conn's connection, with deadlines that progress extends. TLS lies over it, for
 // TLS does not survive a write whose deadline has passed.
-type paced struct{ c *conn }
+type paced struct {
+	net.Conn
+	c *conn
+}
 
 func (p paced) Read(b []byte) (int, error)  { return (*progressReader)(p.c).Read(b) }
 func (p paced) Write(b []byte) (int, error) { return (*progressWriter)(p.c).Write(b) }
@@ -243,10 +246,11 @@ func (c *conn) readBody(n int) ([]byte, error) {
 
 // readError describes the end of a connection: orderly, by a timeout, or broken.
 func readError(err error) error {
+	if said := tlsError(err); said != err {
+		return said
+	}
 	var timeout net.Error
 	switch {
-	case tlsError(err) != err:
-		return tlsError(err)
 	case err == io.EOF:
 		return errors.New("the peer closed the connection")
 	case errors.As(err, &timeout) && timeout.Timeout():
@@ -265,8 +269,8 @@ func otherProtocol(head []byte) string {
 		{"HEAD ", "the other side speaks HTTP: it is a browser, a proxy or a health check"},
 		{"POST ", "the other side speaks HTTP: it is a browser, a proxy or a health check"},
 		{"OPTIO", "the other side speaks HTTP: it is a browser, a proxy or a health check"},
-		{"\x15\x03", "the other side speaks TLS, this side does not: check that both set ClusterKeys, or both TLS"},
-		{"\x16\x03", "the other side speaks TLS, this side does not: check that both set ClusterKeys, or both TLS"},
+		{"\x15\x03", speaksTLS},
+		{"\x16\x03", speaksTLS},
 	} {
 		if strings.HasPrefix(string(head), p.prefix) {
 			return p.what

@@ -35,19 +35,15 @@ func (t *turns) take(s *session) error {
 		}
 		freed := t.freed
 		t.mu.Unlock()
-		timer := time.NewTimer(turnTime)
 		select {
 		case <-freed:
-		case <-timer.C:
+		case <-time.After(turnTime):
 			if t.join(s, before) {
-				timer.Stop()
 				return nil
 			}
 		case <-s.ctx.Done():
-			timer.Stop()
 			return context.Cause(s.ctx)
 		}
-		timer.Stop()
 	}
 }
 

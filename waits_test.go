@@ -118,6 +118,7 @@ func TestWaitReplicatedCountsReplicas(t *testing.T) {
 		a.put("later", "value")
 		require.NoError(t, a.r.WaitReplicated(within(t, time.Minute), 1))
 		b.replaceDisk(backup)
+		until(t, "the end of the session", func() bool { return len(a.r.Status().Peers) == 0 })
 		b.boot = c.newBoot()
 		c.net.SetDelay("n0", "n1", 300*time.Millisecond)
 		b.open()

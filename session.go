@@ -85,13 +85,15 @@ type session struct {
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when nothing of the session runs any more
 
-	pulls   chan pull     // to serve
-	fetches chan [][]byte // to serve
-	pages   chan []byte   // to pull
-	values  chan []byte   // to pull
-	commits *subscription // wakes serve
-	look    chan struct{} // wakes serve, too
-	beats   chan struct{} // wakes beat
+	pulls   chan pull              // to serve
+	fetches chan [][]byte          // to serve
+	pages   chan []byte            // to pull
+	values  chan []byte            // to pull
+	lent    atomic.Pointer[puller] // by pull, while it waits for a page; nil: it has it
+	back    chan struct{}          // to pull: the page is merged, and the puller is its own again
+	commits *subscription          // wakes serve
+	look    chan struct{}          // wakes serve, too
+	beats   chan struct{}          // wakes beat
 
 	meeting turn // guards what follows
 	met     bool // the peer is remembered
@@ -140,6 +142,7 @@ func newSession(ctx context.Context, y *syncer, c *conn, g *greeting, record *pe
 		fetches: make(chan [][]byte, 1),
 		pages:   make(chan []byte, 1),
 		values:  make(chan []byte, 1),
+		back:    make(chan struct{}, 1),
 		beats:   make(chan struct{}, 1),
 		look:    make(chan struct{}, 1),
 		changed: make(chan struct{}),
@@ -348,6 +351,9 @@ func (s *session) handle(kind byte, payload []byte) error {
 		}
 		return offer(s.fetches, keys, "fetch")
 	case framePage:
+		if merged, err := s.mergeLent(payload); merged || err != nil {
+			return err
+		}
 		return offer(s.pages, payload, "page")
 	case frameValues:
 		return offer(s.values, payload, "values")

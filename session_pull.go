@@ -14,6 +14,9 @@ const (
 	// is repeated; each time it is doubled, up to repeatMost.
 	repeatAfter = time.Minute
 	repeatMost  = time.Hour
+	// maxLentPage is the greatest length of a page that hear merges. It is to go on hearing
+	// soon.
+	maxLentPage = 16 << 10
 )
 
 // puller asks a peer for pages, and merges them.
@@ -31,6 +34,7 @@ type puller struct {
 	first      *firstSync
 	incomplete bool   // something was left out: nothing that was merged since counts
 	stale      uint64 // entries of the last page that were not needed
+	lendable   bool   // hear may merge the next page
 }
 
 func newPuller(s *session) *puller {
@@ -58,45 +62,106 @@ func (s *session) pull() error {
 		return err
 	}
 	for {
-		payload, err := s.await(s.pages)
+		p, err := u.next()
 		if err != nil {
 			return err
 		}
-		p, err := parsePage(payload, s.y.settings.maxValue, s.hello.epoch)
-		if err != nil {
-			return err
-		}
-		if err := s.meet(); err != nil { // whoever answers a pull has read our hello
-			return err
-		}
-		next, err := u.arrive(&p)
-		if err != nil {
-			return err
-		}
-		// In a scan, the next page is asked for first of all, so that it is on its way
-		// meanwhile. Otherwise the merge comes first, for it is what is waited for, and
-		// a pull must not state what is not merged.
-		if next.scan != scanNone {
-			if err := u.takeTurn(); err != nil {
+		if p != nil { // else hear has merged it
+			if err := s.meet(); err != nil { // whoever answers a pull has read our hello
 				return err
 			}
-			u.beginFirst(&p, &next, s.conn.gained.Load)
-			if err := u.request(next, empty, true); err != nil {
+			next, err := u.arrive(p)
+			if err != nil {
 				return err
 			}
+			// In a scan, the next page is asked for first of all, so that it is on its way
+			// meanwhile. Otherwise the merge comes first, for it is what is waited for, and
+			// a pull must not state what is not merged.
+			if next.scan != scanNone {
+				if err := u.takeTurn(); err != nil {
+					return err
+				}
+				u.beginFirst(p, &next, s.conn.gained.Load)
+				if err := u.request(next, empty, true); err != nil {
+					return err
+				}
+			}
+			if err := u.merge(p, next); err != nil {
+				return err
+			}
+			u.c = next
+			u.progressed()
 		}
-		if err := u.merge(&p, next); err != nil {
-			return err
-		}
-		u.c = next
-		u.progressed()
-		if next.scan == scanNone {
+		if u.c.scan == scanNone {
 			u.endScan()
-			if err := u.request(next, empty, true); err != nil {
+			if err := u.request(u.c, empty, true); err != nil {
 				return err
 			}
+		}
+		u.lendable = s.isMet() && u.c.caughtUp()
+	}
+}
+
+// next waits for the page that was asked for. It returns nil if hear has merged it.
+//
+// A change that comes to a replica that waits for it is to be readable as soon as
+// possible, and to wake a goroutine takes longer than to merge a small page. So while
+// this one waits, it lends the puller to hear, which merges what needs neither a send nor
+// another frame, and gives the puller back.
+func (u *puller) next() (*page, error) {
+	s := u.s
+	if u.lendable {
+		s.lent.Store(u)
+	}
+	var payload []byte
+	var err error
+	select {
+	case payload = <-s.pages:
+	case <-s.back:
+		return nil, nil
+	case <-s.ctx.Done():
+		err = s.ctx.Err()
+	}
+	if u.lendable && s.lent.Swap(nil) == nil {
+		<-s.back // hear has it, by another page than the one that came
+	}
+	if err != nil {
+		return nil, err
+	}
+	p, err := parsePage(payload, s.y.settings.maxValue, s.hello.epoch)
+	return &p, err
+}
+
+// mergeLent merges a page in place of the goroutine of pull, if that waits for it and
+// the page can be merged at once. It reports whether it has.
+func (s *session) mergeLent(payload []byte) (merged bool, err error) {
+	if len(payload) > maxLentPage || s.lent.Load() == nil {
+		return false, nil
+	}
+	p, err := parsePage(payload, s.y.settings.maxValue, s.hello.epoch)
+	if err != nil || p.scan != scanNone || p.reset {
+		return false, err
+	}
+	for i := range p.entries {
+		if p.entries[i].absent {
+			return false, nil
 		}
 	}
+	u := s.lent.Swap(nil)
+	if u == nil {
+		return false, nil
+	}
+	defer func() { s.back <- struct{}{} }()
+	next, err := u.arrive(&p)
+	if err != nil {
+		return true, err
+	}
+	if err := u.merge(&p, next); err != nil {
+		return true, err
+	}
+	u.c = next
+	u.progressed()
+	return true, nil
 }
 
 // arrive takes in what a page says of the log, before its entries are merged, and

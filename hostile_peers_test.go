@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -150,6 +152,53 @@ func TestUnaskedPages(t *testing.T) {
 	require.Contains(t, text, "a second page before the first was dealt with")
 	require.Equal(t, before, h.all())
 	h.goesOn()
+}
+
+// TestUnaskedPagesMeanwhile: a small page is merged where it is received. Others before
+// and behind it disturb nothing.
+func TestUnaskedPagesMeanwhile(t *testing.T) {
+	page := func(hi wireHi, seq uint64, size int) []byte {
+		e := wireEntry{key: fmt.Sprint("key ", seq), clock: seq, origin: hi.epoch, value: strings.Repeat("v", size)}
+		known := wireStamps(wirePlace([]byte{0}, hi.epoch, seq), wireStamp{hi.epoch, seq})
+		return wireFrame(wirePage, e.append(append(known, 1)))
+	}
+	for name, sizes := range map[string][]int{
+		"small":          {1},
+		"two small":      {1, 1},
+		"large, small":   {32 << 10, 1},
+		"small, large":   {1, 32 << 10},
+		"large and many": {32 << 10, 1, 1, 32 << 10, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, hi := newHost(t, nil), newWireHi()
+			for range 20 {
+				hi.epoch++
+				hi.id[14]++
+				p := dialWire(t, h.Addr())
+				p.join(hi)
+				p.say(wirePage, wireFullPage(hi.epoch, 1))
+				p.await(wirePull, 1)
+				seq, failed := uint64(1), false
+				for range 20 {
+					var frames []byte
+					for _, size := range sizes {
+						seq++
+						frames = append(frames, page(hi, seq, size)...)
+					}
+					p.Write(frames)
+					for !failed {
+						k, _, err := p.hear()
+						if failed = err != nil || k == wireBye; k == wirePull {
+							break
+						}
+					}
+				}
+				require.False(t, failed && len(sizes) == 1)
+				p.Close()
+			}
+			h.goesOn()
+		})
+	}
 }
 
 // TestRealMisfits lets two replicas meet that do not fit together. The one that

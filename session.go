@@ -58,7 +58,8 @@ const (
 // Four goroutines share it. hear receives and hands on. beat sends pings and pongs.
 // serve answers pulls and fetches, and tells what is news. pull asks, and merges.
 //
-// They can't wait for each other for ever. hear never sends and never waits: for what
+// They can't wait for each other for ever. hear never sends, and waits for nothing but
+// storage: it merges a small page in place of pull, which is idle meanwhile. For what
 // the peer may ask once there is a mailbox of one place, and a peer that asks twice is
 // told off; what only says "look again" is a field, and a wake that is set at most
 // once. So whatever arrives is received, and every send of the peer's ends, and as the

@@ -219,7 +219,7 @@ func (r *decoder) stamps(epoch Origin) []Stamp {
 		return nil
 	}
 	const minPair = 9 // bytes, of another origin than the sender's own
-	stamps := make([]Stamp, 0, min(n, maxVectorChunk, 1+uint64(len(r.rest))/minPair))
+	stamps := make([]Stamp, 0, min(n, 1+uint64(len(r.rest))/minPair))
 	own := -1 // index of the sender's own origin, whose pairs are so short that they count as one
 	for ; n > 0 && r.err == nil; n-- {
 		clock := r.uvarint()

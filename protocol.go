@@ -521,6 +521,18 @@ func parseValues(b []byte, maxValue int, epoch Origin) (v values, err error) {
 	return v, wrapProtocol("values", r.finish())
 }
 
+// answers reports an entry whose key is not among those that are dealt with, which are
+// the first of those that were asked for.
+func (v *values) answers(keys [][]byte) error {
+	keys = keys[:v.answered]
+	for i := range v.entries {
+		if _, asked := slices.BinarySearchFunc(keys, v.entries[i].key, bytes.Compare); !asked {
+			return fmt.Errorf("%w: values: key %.64q was not asked for", ErrProtocol, v.entries[i].key)
+		}
+	}
+	return nil
+}
+
 const (
 	entryDeleted    = 1
 	entrySameOrigin = 2 // as the entry before or, for the first, the sender's epoch
@@ -685,11 +697,20 @@ func appendFetch(dst []byte, keys [][]byte) []byte {
 func parseFetch(b []byte) (keys [][]byte, err error) {
 	r := decoder{rest: b}
 	n := r.uvarint()
-	if n > uint64(min(len(b), maxPageEntries)) {
+	switch {
+	case n > maxPageEntries:
+		r.fail(fmt.Errorf("%d keys, the limit is %d", n, maxPageEntries))
+	case n > uint64(len(r.rest)):
 		r.fail(errTruncated)
+	case n == 0 && r.err == nil:
+		r.fail(errors.New("no keys"))
 	}
 	for ; n > 0 && r.err == nil; n-- {
-		keys = append(keys, r.bytes(MaxKeySize))
+		key := r.bytes(MaxKeySize)
+		if len(keys) > 0 && r.err == nil && bytes.Compare(keys[len(keys)-1], key) >= 0 {
+			r.fail(fmt.Errorf("key %.64q is not above the one before it", key))
+		}
+		keys = append(keys, key)
 	}
 	return keys, wrapProtocol("fetch", r.finish())
 }

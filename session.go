@@ -59,8 +59,8 @@ const (
 // serve answers pulls and fetches, and tells what is news. pull asks, and merges.
 //
 // They can't wait for each other for ever. hear never sends and never waits: for what
-// the peer may ask once there is a mailbox of one place, and a peer that asks twice is
-// told off; what only says "look again" is a field, and a wake that is set at most
+// the peer may ask once, or was asked for once, there is a mailbox of one place, and a
+// peer that sends more is told off; what only says "look again" is a field, and a wake that is set at most
 // once. So whatever arrives is received, and every send of the peer's ends, and as the
 // peer does the same, every send of ours. serve and beat wait for sends and
 // commits only. pull waits for what it has asked for, which serve at the other end
@@ -89,6 +89,11 @@ type session struct {
 	fetches chan [][]byte // to serve
 	pages   chan []byte   // to pull
 	values  chan []byte   // to pull
+	// What the peer may send next: it asks for one thing at a time, and answers what it
+	// was asked for.
+	pullBusy, fetchBusy atomic.Bool // a pull, a fetch is yet to be answered
+	pageDue, valuesDue  atomic.Bool // the peer was asked for a page, for values
+
 	commits *subscription // wakes serve
 	look    chan struct{} // wakes serve, too
 	beats   chan struct{} // wakes beat
@@ -340,17 +345,17 @@ func (s *session) handle(kind byte, payload []byte) error {
 		if err != nil {
 			return err
 		}
-		return offer(s.pulls, p, "pull")
+		return offer(s.pulls, p, s.pullBusy.CompareAndSwap(false, true), "a second pull before the first was answered")
 	case frameFetch:
 		keys, err := parseFetch(payload)
 		if err != nil {
 			return err
 		}
-		return offer(s.fetches, keys, "fetch")
+		return offer(s.fetches, keys, s.fetchBusy.CompareAndSwap(false, true), "a second fetch before the first was answered")
 	case framePage:
-		return offer(s.pages, payload, "page")
+		return offer(s.pages, payload, s.pageDue.CompareAndSwap(true, false), "a page that was not asked for")
 	case frameValues:
-		return offer(s.values, payload, "values")
+		return offer(s.values, payload, s.valuesDue.CompareAndSwap(true, false), "values that were not asked for")
 	case framePing:
 		token, err := parsePing(payload)
 		if err != nil {
@@ -362,6 +367,12 @@ func (s *session) handle(kind byte, payload []byte) error {
 		p, err := parsePong(payload)
 		if err != nil {
 			return err
+		}
+		s.mu.Lock()
+		sent := p.token <= s.token
+		s.mu.Unlock()
+		if !sent {
+			return fmt.Errorf("%w: pong: the token %d was not sent", ErrProtocol, p.token)
 		}
 		s.note(func() {
 			s.answers, s.answered, s.peerHead = true, p.token, p.head
@@ -450,15 +461,13 @@ func (s *session) states(change func(*stated)) {
 	s.y.waits.wake()
 }
 
-// offer hands on what was asked for once; a peer that sends it twice, or
-// unasked, is told off.
-func offer[T any](to chan T, v T, what string) error {
-	select {
-	case to <- v:
-		return nil
-	default:
-		return fmt.Errorf("%w: a second %s before the first was dealt with", ErrProtocol, what)
+// offer hands on what the peer may send once. There is room for it.
+func offer[T any](to chan T, v T, may bool, otherwise string) error {
+	if !may {
+		return fmt.Errorf("%w: %s", ErrProtocol, otherwise)
 	}
+	to <- v
+	return nil
 }
 
 // note changes what is guarded by mu, and wakes those who wait for a change.

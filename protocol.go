@@ -224,9 +224,11 @@ func (r *decoder) stamps(epoch Origin) []Stamp {
 	for ; n > 0 && r.err == nil; n-- {
 		clock := r.uvarint()
 		s := Stamp{clock / 2, epoch}
-		switch {
-		case clock%2 == 0:
+		if clock%2 == 0 {
 			s.Origin = Origin(r.uint64())
+		}
+		switch {
+		case s.Origin != epoch:
 		case own >= 0:
 			stamps[own].Clock = max(stamps[own].Clock, s.Clock)
 			continue

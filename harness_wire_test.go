@@ -3,6 +3,7 @@ package replicator_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -247,9 +248,33 @@ func listenWire(t testing.TB, answer func(c *wirePeer)) net.Addr {
 // host is a replica under attack, in real time and on a database that the test can look into.
 type host struct {
 	*replicator.Replicator
-	t   testing.TB
-	db  *leveldb.DB
-	log *logBuffer
+	t    testing.TB
+	db   *leveldb.DB
+	log  *logBuffer
+	keys [][]byte // of its cluster; nil: plain TCP
+}
+
+// hostileWays are how a hostile peer reaches a host: over plain TCP, and as a member that
+// has the cluster key.
+var hostileWays = map[string]func(*replicator.Options){
+	"plain":    nil,
+	"a member": func(o *replicator.Options) { o.ClusterKeys = [][]byte{clusterKey(1)} },
+}
+
+// dial connects to the host by hand: over TLS, if it has cluster keys.
+func (h *host) dial() *wirePeer {
+	p := dialWire(h.t, h.Addr())
+	if h.keys == nil {
+		return p
+	}
+	return p.secure(h.keys)
+}
+
+// secure has the rest of the connection go over TLS, as of a member.
+func (p *wirePeer) secure(keys [][]byte) *wirePeer {
+	config, err := replicator.SecureByKeys(keys)
+	require.NoError(p.t, err)
+	return &wirePeer{p.t, tls.Client(p.Conn, config)}
 }
 
 func newHost(t testing.TB, change func(*replicator.Options)) *host {
@@ -271,7 +296,7 @@ func newHostOn(t testing.TB, db *leveldb.DB, change func(*replicator.Options)) *
 	r, err := replicator.Open(db, o)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.Close()) })
-	h := &host{r, t, db, log}
+	h := &host{r, t, db, log, o.ClusterKeys}
 	require.NoError(t, r.Put([]byte("key"), []byte("value"), nil))
 	return h
 }
@@ -336,7 +361,7 @@ func (h *host) all() string {
 // both ways.
 func (h *host) goesOn() {
 	h.t.Helper()
-	good := newHost(h.t, nil)
+	good := newHost(h.t, func(o *replicator.Options) { o.ClusterKeys = h.keys })
 	mark := fmt.Sprintf("%s %p", h.t.Name(), good)
 	require.NoError(h.t, h.Put([]byte("of the host"), []byte(mark), nil))
 	require.NoError(h.t, good.Put([]byte("of the good peer"), []byte(mark), nil))

@@ -52,6 +52,23 @@ func FuzzSession(f *testing.F) {
 	})
 }
 
+// TestBoundedVectors has a peer tell of many origins: a session keeps what it is told, and
+// little more.
+func TestBoundedVectors(t *testing.T) {
+	h := newFuzzHost(t)
+	for _, frames := range []uint64{1, 4, 16} {
+		stamps := func(i uint64) []wireStamp {
+			all := make([]wireStamp, 4096)
+			for j := range all {
+				all[j] = wireStamp{1<<63 | 1<<40 | i<<20 | uint64(j), 1}
+			}
+			return all
+		}
+		h.require(t, fuzzRaw, manyFrames(wireVector, frames, func(i uint64) []byte { return wireStamps(nil, stamps(i)...) }))
+		h.require(t, fuzzRaw, manyFrames(wireAck, frames, func(i uint64) []byte { return wireStamps([]byte{0}, stamps(i)...) }))
+	}
+}
+
 type fuzzFrame struct {
 	kind    byte
 	payload []byte
@@ -121,7 +138,7 @@ type fuzzCost struct {
 	held  uint64 // bytes in use before its end, and not after it
 }
 
-func newFuzzHost(f *testing.F) *fuzzHost {
+func newFuzzHost(f testing.TB) *fuzzHost {
 	h := &fuzzHost{listener: newPipeListener()}
 	db, err := leveldb.Open(storage.NewMemStorage(), nil)
 	require.NoError(f, err)
@@ -147,7 +164,7 @@ func newFuzzHost(f *testing.F) *fuzzHost {
 // require has a peer send something, and checks what it has cost. What else runs needs
 // memory, too, and a garbage collection takes time: so what is held is looked at only if
 // all that was allocated is more than it may be, and the least of some attempts counts.
-func (h *fuzzHost) require(t *testing.T, mode byte, b []byte) {
+func (h *fuzzHost) require(t testing.TB, mode byte, b []byte) {
 	most := func(moved int) uint64 { return h.empty[mode] + 4*uint64(moved) + 64<<10 }
 	cost := h.meet(t, mode, b, false)
 	if cost.total <= most(cost.moved) {

@@ -201,6 +201,53 @@ func TestUnaskedPages(t *testing.T) {
 	h.goesOn()
 }
 
+// TestUnaskedValues: of a peer that answers a fetch with more than it was asked for, or
+// something else, nothing is merged.
+func TestUnaskedValues(t *testing.T) {
+	hi := newWireHi()
+	entry := func(key string) wireEntry { return wireEntry{key: key, clock: 5, origin: hi.epoch, value: "value"} }
+	values := func(answered byte, entries ...wireEntry) []byte {
+		b := []byte{answered, 0, byte(len(entries))}
+		for _, e := range entries {
+			b = e.append(b)
+		}
+		return b
+	}
+	for name, c := range map[string]struct {
+		answer []byte
+		says   string
+	}{
+		"another key":         {values(2, entry("c")), `key "c" was not asked for`},
+		"one more":            {values(2, entry("b"), entry("c"), entry("d")), `key "c" was not asked for`},
+		"one that is not due": {values(1, entry("b"), entry("d")), `key "d" was not asked for`},
+		"a reserved one":      {values(2, entry("\xffreplicator\xffm")), "are reserved"},
+		"none answered":       {values(0), "0 of 2 keys answered"},
+		"more answered":       {values(3), "3 of 2 keys answered"},
+		"absent again":        {values(2, wireEntry{key: "b", clock: 5, origin: hi.epoch, size: 100}), "comes without its value"},
+		"a clock of 2^64-1":   {values(2, wireEntry{key: "b", clock: 1<<64 - 1, origin: hi.epoch}), "18446744073709551615"},
+		"2^64-1 answered":     {append(binary.AppendUvarint(nil, 1<<64-1), 0, 0), "18446744073709551615 of 2 keys answered"},
+		"2^64-1 origins":      {binary.AppendUvarint([]byte{2, 2}, 1<<64-1), "18446744073709551615 origins"},
+		"trailing bytes":      {append(values(2), 0), "left over"},
+	} {
+		for way, change := range hostileWays {
+			t.Run(name+"/"+way, func(t *testing.T) {
+				h := newHost(t, change)
+				p := h.dial()
+				p.join(hi)
+				before := h.all()
+				absent := []wireEntry{{key: "b", clock: 5, origin: hi.epoch, size: 100}, {key: "d", clock: 6, origin: hi.epoch, size: 100}}
+				p.say(wirePage, wireFullPage(hi.epoch, 9, absent...))
+				p.await(wireFetch, 9)
+				p.say(wireValues, c.answer)
+				_, text := p.awaitBye()
+				require.Contains(t, text, c.says)
+				require.Equal(t, before, h.all())
+				h.goesOn()
+			})
+		}
+	}
+}
+
 // TestRealMisfits lets two replicas meet that do not fit together. The one that
 // dials sees why in Status and in SyncNow, the other in its log.
 func TestRealMisfits(t *testing.T) {

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -368,14 +367,50 @@ func TestFramesMalformed(t *testing.T) {
 	}
 }
 
-// TestBoundedFrames announces a gigabyte and sends nothing of it.
+// TestBoundedFrames announces a gigabyte, and sends nothing or a part of it.
 func TestBoundedFrames(t *testing.T) {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	_, _, err := receiveFrom([]byte{0x40, 0, 0, 0, framePage}, func(byte) int { return 1 << 30 })
-	runtime.ReadMemStats(&after)
-	require.Error(t, err)
-	require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(4<<20))
+	for _, sent := range []int{0, 1, 32<<10 - 1, 32 << 10, 64 << 10, 100_000, 1 << 20, 3 << 20} {
+		b := append([]byte{0x40, 0, 0, 0, framePage}, make([]byte, sent)...)
+		c := newConn(readOnlyConn{bytes.NewReader(b)}, time.Minute)
+		requireAllocates(t, sent, func() { c.receive(func(byte) int { return 1 << 30 }) })
+	}
+}
+
+// TestBoundedMessages parses messages that make much of few bytes.
+func TestBoundedMessages(t *testing.T) {
+	own := func(dst []byte, n int) []byte { // pairs of the sender's own origin are the shortest
+		return append(binary.AppendUvarint(dst, uint64(n)), bytes.Repeat([]byte{1}, n)...)
+	}
+	others := func(dst []byte, n int) []byte {
+		dst = binary.AppendUvarint(dst, uint64(n))
+		for i := range n {
+			dst = binary.BigEndian.AppendUint64(append(dst, 2), uint64(drawnOrigin)|uint64(i))
+		}
+		return dst
+	}
+	page := func(known []byte) []byte { return append(append([]byte{0, 19}, known...), 0) }
+	taken := adoptions{}
+	for i := range adoptionID(maxAdoptionsChunk) {
+		taken[i+1] = Stamp{}
+	}
+	deleted := bytes.Repeat([]byte{0}, 4*maxPageEntries)
+	for name, m := range map[string]malformedMessage{
+		"a vector of the own origin":   {kind: frameVector, b: own(nil, maxVectorChunk)},
+		"a vector of others":           {kind: frameVector, b: others(nil, maxVectorChunk)},
+		"a vector that is cut":         {kind: frameVector, b: binary.AppendUvarint(nil, maxVectorChunk)},
+		"a page of the own origin":     {kind: framePage, b: page(own(nil, maxOrigins))},
+		"a page of others":             {kind: framePage, b: page(others(nil, 200_000))},
+		"an ack of the own origin":     {kind: frameAck, b: own([]byte{0}, maxOrigins)},
+		"adoptions":                    {kind: frameAdoptions, b: adoptionsFrames(taken)[0]},
+		"adoptions that are cut":       {kind: frameAdoptions, b: binary.AppendUvarint(nil, maxAdoptionsChunk)},
+		"entries that are cut":         {kind: framePage, b: append([]byte{0, 19, 0}, binary.AppendUvarint(nil, maxPageEntries)...)},
+		"entries that are no entries":  {kind: framePage, b: append(append([]byte{0, 19, 0}, binary.AppendUvarint(nil, maxPageEntries)...), deleted...)},
+		"a fetch of one key each byte": {kind: frameFetch, b: append(binary.AppendUvarint(nil, maxPageEntries), make([]byte, maxPageEntries)...)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			requireAllocates(t, len(m.b), func() { parseOnly(m.kind, m.b, 1<<20) })
+		})
+	}
 }
 
 // malformedMessage is a payload that no parser accepts, and a part of what the error says.

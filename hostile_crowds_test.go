@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 )
 
@@ -320,12 +321,27 @@ func TestHostileHalfOpen(t *testing.T) {
 // TestHostileReplay: who sends again what an honest peer sent in an older session changes
 // nothing, whether that peer is there or not.
 func TestHostileReplay(t *testing.T) {
+	t.Run("to who decides", func(t *testing.T) { hostileReplay(t, true) })
+	t.Run("to who does not", func(t *testing.T) { hostileReplay(t, false) })
+}
+
+// hostileReplay has a session played again to the replica with the smaller id, which
+// decides which connection stays, or to the other one.
+func hostileReplay(t *testing.T, decides bool) {
 	inCluster(t, 2, func(t *testing.T, c *cluster) {
 		n, honest := c.nodes[0], c.nodes[1]
 		c.link(1, 0)
 		var mu sync.Mutex
 		var sessions []*bytes.Buffer // what the honest peer sent in each
-		n.open()
+		for n.open(); ; n.replaceDisk(simtest.NewDisk()) {
+			n.open()
+			honest.open(dialOnly)
+			a, b := n.r.Status().ID, honest.r.Status().ID
+			honest.close()
+			if (bytes.Compare(a[:], b[:]) < 0) == decides {
+				break
+			}
+		}
 		honest.open(func(o *replicator.Options) {
 			dial := o.Dial
 			o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
@@ -372,6 +388,9 @@ func TestHostileReplay(t *testing.T) {
 			require.True(t, before.equal(n.state()), "session %d again, beside its sender's", of)
 			require.Equal(t, vector, replicator.Vector(n.r))
 			step(fmt.Sprint("after ", of))
+			mu.Lock()
+			require.Len(t, sessions, count, "session %d again ended that of its sender", of)
+			mu.Unlock()
 		}
 		c.net.Isolate("n1")
 		time.Sleep(time.Minute)

@@ -28,7 +28,13 @@ func newReplica(b *testing.B) *replica { return openReplica(b, tempDir(b)) }
 func openReplica(b *testing.B, dir string) *replica { return newReplicaOf(b, openDB(b, dir), dir) }
 
 func newReplicaOf(b *testing.B, db *leveldb.DB, dir string) *replica {
-	r, err := replicator.Open(db, &replicator.Options{Listen: "127.0.0.1:0"})
+	return newReplicaWith(b, db, dir, &replicator.Options{})
+}
+
+// newReplicaWith is newReplicaOf with options, but for where it listens.
+func newReplicaWith(b *testing.B, db *leveldb.DB, dir string, o *replicator.Options) *replica {
+	o.Listen = "127.0.0.1:0"
+	r, err := replicator.Open(db, o)
 	require.NoError(b, err)
 	return &replica{r, db, dir}
 }

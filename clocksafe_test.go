@@ -33,6 +33,7 @@ func TestClockSafeAgainstPeers(t *testing.T) {
 				good := wireEntry{key: "another", clock: 1, origin: hi.epoch, value: "good"}
 				if fetched {
 					good.size, good.value = 2000, ""
+					bad.key = good.key
 					p.say(wirePage, wireFullPage(hi.epoch, 2, good))
 					p.await(wireFetch, 2)
 					p.say(wireValues, bad.append([]byte{1, 0, 1}))

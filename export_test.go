@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,6 +25,9 @@ func WithDurable(o Options, every time.Duration) *Options {
 	o.durableEvery = every
 	return &o
 }
+
+// SecureByKeys returns the TLS configuration of a member.
+func SecureByKeys(keys [][]byte) (*tls.Config, error) { return secureByKeys(keys) }
 
 // WithPages returns the options with a number of entries that a page has at most,
 // and with a decision whether a scan of the log, of more pages than one, goes on in

@@ -3,6 +3,7 @@ package replicator_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -166,6 +167,19 @@ func dialWire(t testing.TB, addr net.Addr) *wirePeer {
 // say sends a frame. An error is none: the other side may have hung up.
 func (p *wirePeer) say(kind byte, payload []byte) { p.Write(wireFrame(kind, payload)) }
 
+// sayInTurn sends frames as they are. Behind each page it waits for the next pull, as far
+// as there are more.
+func (p *wirePeer) sayInTurn(frames []byte) {
+	for len(frames) > 4 {
+		size := min(4+uint64(binary.BigEndian.Uint32(frames))+4, uint64(len(frames)))
+		page := frames[4] == wirePage
+		p.Write(frames[:size])
+		if frames = frames[size:]; page && len(frames) > 0 {
+			p.await(wirePull, 0)
+		}
+	}
+}
+
 func (p *wirePeer) hear() (kind byte, payload []byte, err error) {
 	head := make([]byte, 5)
 	if _, err := io.ReadFull(p, head); err != nil {
@@ -247,10 +261,36 @@ func listenWire(t testing.TB, answer func(c *wirePeer)) net.Addr {
 // host is a replica under attack, in real time and on a database that the test can look into.
 type host struct {
 	*replicator.Replicator
-	t   testing.TB
-	db  *leveldb.DB
-	log *logBuffer
+	t     testing.TB
+	db    *leveldb.DB
+	log   *logBuffer
+	keyed bool // its peers need a key
 }
+
+// hostileWays are how a hostile peer reaches a host: over plain TCP, and as a member that
+// has the cluster key.
+var hostileWays = map[string]func(*replicator.Options){
+	"plain":    nil,
+	"a member": func(o *replicator.Options) { o.ClusterKeys = [][]byte{clusterKey(1)} },
+}
+
+// dial connects to the host by hand: over TLS, if it has cluster keys.
+func (h *host) dial() *wirePeer {
+	p := dialWire(h.t, h.Addr())
+	if h.keyed {
+		p.Conn = tls.Client(p.Conn, memberTLS())
+	}
+	return p
+}
+
+// memberTLS is the configuration of hostile members.
+var memberTLS = sync.OnceValue(func() *tls.Config {
+	config, err := replicator.SecureByKeys([][]byte{clusterKey(1)})
+	if err != nil {
+		panic(err)
+	}
+	return config
+})
 
 func newHost(t testing.TB, change func(*replicator.Options)) *host {
 	db, err := leveldb.Open(storage.NewMemStorage(), nil)
@@ -271,7 +311,7 @@ func newHostOn(t testing.TB, db *leveldb.DB, change func(*replicator.Options)) *
 	r, err := replicator.Open(db, o)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.Close()) })
-	h := &host{r, t, db, log}
+	h := &host{r, t, db, log, o.ClusterKeys != nil}
 	require.NoError(t, r.Put([]byte("key"), []byte("value"), nil))
 	return h
 }
@@ -336,7 +376,11 @@ func (h *host) all() string {
 // both ways.
 func (h *host) goesOn() {
 	h.t.Helper()
-	good := newHost(h.t, nil)
+	good := newHost(h.t, func(o *replicator.Options) {
+		if h.keyed {
+			o.ClusterKeys = [][]byte{clusterKey(1)}
+		}
+	})
 	mark := fmt.Sprintf("%s %p", h.t.Name(), good)
 	require.NoError(h.t, h.Put([]byte("of the host"), []byte(mark), nil))
 	require.NoError(h.t, good.Put([]byte("of the good peer"), []byte(mark), nil))

@@ -38,6 +38,10 @@ func TestHostileVectors(t *testing.T) {
 		"clock ahead in a page":   {wireFrame(wirePage, wireFullPageKnowing(hi.epoch, 2, []wireStamp{ahead})), 4, "vector has clock"},
 		"clock ahead in an ack":   {wireFrame(wireAck, wireStamps([]byte{0}, ahead)), 4, "durable vector has clock"},
 		"clock ahead in a mark":   {wireFrame(wireAdoptions, wireAdoption(1, farAhead, hi.epoch)), 4, "mark of an adoption has clock"},
+		"2^63-1 in a vector":      {wireFrame(wireVector, wireStamps(nil, wireStamp{hi.epoch, 1<<63 - 1})), 4, "vector has clock 9223372036854775807"},
+		"2^64-1 in a mark":        {wireFrame(wireAdoptions, wireAdoption(1, 1<<64-1, hi.epoch)), 4, "has clock 18446744073709551615"},
+		"2^64-1 in an entry":      {wireFrame(wirePage, wireFullPage(hi.epoch, 2, wireEntry{key: "k", clock: 1<<64 - 1, origin: hi.epoch})), 4, "18446744073709551615"},
+		"ahead in what was heard": {wireFrame(wirePage, heardPage(ahead)), 4, "vector has clock"},
 		"adopted origin":          {wireFrame(wireVector, wireStamps(nil, wireStamp{5, 0})), 1, "the vector has origin"},
 		"4097 origins in a frame": {wireFrame(wireVector, wireStamps(nil, make([]wireStamp, 4097)...)), 1, "origin"},
 		"too many origins": {manyFrames(wireVector, 245, func(i uint64) []byte {
@@ -62,20 +66,27 @@ func TestHostileVectors(t *testing.T) {
 			return dst
 		}), 1, "adoptions, the limit is 65536"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			h := newHost(t, nil)
-			p := dialWire(t, h.Addr())
-			p.join(hi)
-			before, vector := h.all(), replicator.Vector(h.Replicator)
-			p.Write(c.frames)
-			code, text := p.awaitBye()
-			require.Equal(t, c.code, code, text)
-			require.Contains(t, text, c.says)
-			require.Equal(t, before, h.all())
-			require.Equal(t, vector, replicator.Vector(h.Replicator))
-			h.goesOn()
-		})
+		for way, change := range hostileWays {
+			t.Run(name+"/"+way, func(t *testing.T) {
+				h := newHost(t, change)
+				p := h.dial()
+				p.join(hi)
+				before, vector := h.all(), replicator.Vector(h.Replicator)
+				p.Write(c.frames)
+				code, text := p.awaitBye()
+				require.Equal(t, c.code, code, text)
+				require.Contains(t, text, c.says)
+				require.Equal(t, before, h.all())
+				require.Equal(t, vector, replicator.Vector(h.Replicator))
+				h.goesOn()
+			})
+		}
 	}
+}
+
+// heardPage is a page ahead, with nothing but what was heard.
+func heardPage(heard ...wireStamp) []byte {
+	return append(wireStamps(wireStamps(binary.AppendUvarint(nil, 1|32)), heard...), 0)
 }
 
 // manyFrames is a number of frames of one type, whose payloads differ.
@@ -103,6 +114,55 @@ func TestVectorsInAnyOrder(t *testing.T) {
 	require.EqualValues(t, 10, h.Status().Clock)
 	p.Close()
 	h.goesOn()
+}
+
+// TestVectorsThatFall: what was told once stays known, though the peer says less later.
+func TestVectorsThatFall(t *testing.T) {
+	h, hi := newHost(t, nil), newWireHi()
+	p := dialWire(t, h.Addr())
+	p.join(hi)
+	const other = 1<<63 | 5
+	p.say(wireVector, wireStamps(nil, wireStamp{other, 9}))
+	p.say(wireVector, wireStamps(nil, wireStamp{other, 4}))
+	p.say(wirePage, wireFullPageKnowing(hi.epoch, 2, []wireStamp{{other, 9}}))
+	p.await(wirePull, 2)
+	p.say(wirePage, append(wireStamps(wirePlace([]byte{16}, hi.epoch, 3), wireStamp{other, 3}), 0))
+	p.await(wirePull, 3)
+	require.EqualValues(t, 9, replicator.Vector(h.Replicator)[other])
+	p.Close()
+	h.goesOn()
+}
+
+// TestForcedEpochsAreRare: who says so again and again has a replica begin a new epoch
+// once a minute at most, though each time its session ends.
+func TestForcedEpochsAreRare(t *testing.T) {
+	for way, change := range hostileWays {
+		t.Run(way, func(t *testing.T) {
+			inCluster(t, 1, func(t *testing.T, c *cluster) {
+				n := c.nodes[0]
+				n.open(func(o *replicator.Options) {
+					if change != nil {
+						change(o)
+					}
+				})
+				n.put("key", "value")
+				epochs := map[replicator.Origin]bool{n.r.Status().Epoch: true}
+				for range 301 { // 5 minutes
+					p := c.dialHostile("evil", n, change != nil)
+					p.join(newWireHi())
+					p.say(wireVector, wireStamps(nil, wireStamp{uint64(n.r.Status().Epoch), 1000}))
+					_, text := p.awaitBye()
+					require.Contains(t, text, "an image of itself")
+					p.Close()
+					epochs[n.r.Status().Epoch] = true
+					n.put("key", "value") // so that there is something of this epoch
+					time.Sleep(time.Second)
+				}
+				require.GreaterOrEqual(t, len(epochs), 5)
+				require.LessOrEqual(t, len(epochs), 1+6)
+			})
+		})
+	}
 }
 
 // TestVectorOfAnImage: a peer that knows more of the current epoch than was made in it

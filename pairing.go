@@ -160,7 +160,7 @@ func (y *syncer) register(ctx context.Context, c *conn, g *greeting, addr string
 		if number == 0 {
 			y.accepts++
 			number = y.accepts
-		} else if same && before.number > number {
+		} else if same && before.number >= number { // an equal one is a repetition
 			y.mu.Unlock()
 			return nil, errReplaced
 		}

@@ -218,12 +218,22 @@ func (r *decoder) stamps(epoch Origin) []Stamp {
 	if n == 0 || r.err != nil {
 		return nil
 	}
-	stamps := make([]Stamp, 0, min(n, maxVectorChunk))
+	const minPair = 9 // bytes, of another origin than the sender's own
+	stamps := make([]Stamp, 0, min(n, 1+uint64(len(r.rest))/minPair))
+	own := -1 // index of the sender's own origin, whose pairs are so short that they count as one
 	for ; n > 0 && r.err == nil; n-- {
 		clock := r.uvarint()
 		s := Stamp{clock / 2, epoch}
 		if clock%2 == 0 {
 			s.Origin = Origin(r.uint64())
+		}
+		switch {
+		case s.Origin != epoch:
+		case own >= 0:
+			stamps[own].Clock = max(stamps[own].Clock, s.Clock)
+			continue
+		default:
+			own = len(stamps)
 		}
 		if r.err == nil && s.Origin&drawnOrigin == 0 {
 			r.fail(fmt.Errorf("the vector has origin %v", s.Origin))
@@ -247,8 +257,8 @@ func vectorFrames(stamps []Stamp, epoch Origin) (payloads [][]byte) {
 func parseVector(b []byte, epoch Origin) ([]Stamp, error) {
 	r := decoder{rest: b}
 	stamps := r.stamps(epoch)
-	if len(stamps) > maxVectorChunk {
-		r.fail(fmt.Errorf("%d origins in one frame, the limit is %d", len(stamps), maxVectorChunk))
+	if n, _ := binary.Uvarint(b); n > maxVectorChunk {
+		r.fail(fmt.Errorf("%d origins in one frame, the limit is %d", n, maxVectorChunk))
 	}
 	return stamps, wrapProtocol("vector", r.finish())
 }
@@ -275,11 +285,15 @@ func appendAdoptions(dst []byte, a adoptions, ids []adoptionID) []byte {
 
 func parseAdoptions(b []byte) (adoptions, error) {
 	r := decoder{rest: b}
-	a := adoptions{}
+	const minAdoption = 17 // bytes
 	n := r.uvarint()
-	if n > maxAdoptionsChunk {
+	switch {
+	case n > maxAdoptionsChunk:
 		r.fail(fmt.Errorf("%d adoptions in one frame, the limit is %d", n, maxAdoptionsChunk))
+	case n > uint64(len(r.rest)/minAdoption):
+		r.fail(errTruncated)
 	}
+	a := make(adoptions, min(n, uint64(len(r.rest)/minAdoption)))
 	for ; n > 0 && r.err == nil; n-- {
 		id := adoptionID(r.uint64())
 		mark := Stamp{r.uvarint(), Origin(r.uint64())}
@@ -317,7 +331,18 @@ const (
 	pullJoined = 4
 	pullScan   = 8
 	pullSeen   = 16
+
+	pullFlags = pullWait | pullEmpty | pullJoined | pullScan | pullSeen
 )
+
+// knownFlags refuses flags that this version does not have: they may change what the rest
+// of a message means. Within a session there is nothing to pass over, for both sides
+// speak the same version.
+func (r *decoder) knownFlags(flags, known uint64) {
+	if unknown := flags &^ known; unknown != 0 {
+		r.fail(fmt.Errorf("unknown flags %x", unknown))
+	}
+}
 
 // append adds the pull; epoch is the receiver's.
 func (p *pull) append(dst []byte, epoch Origin) []byte {
@@ -347,6 +372,7 @@ func (p *pull) append(dst []byte, epoch Origin) []byte {
 func parsePull(b []byte, epoch Origin) (p pull, err error) {
 	r := decoder{rest: b}
 	flags := r.byte()
+	r.knownFlags(uint64(flags), pullFlags)
 	p.wait, p.empty, p.joined = flags&pullWait != 0, flags&pullEmpty != 0, flags&pullJoined != 0
 	p.checkpoint = r.place(epoch)
 	if flags&pullScan != 0 {
@@ -387,6 +413,8 @@ const (
 	pageLog        = 128
 	pageKeys       = 256
 	pageSeen       = 512
+
+	pageFlags = pageAhead | pageReset | pageFirst | pageLast | pageWhole | pageUnsure | pageIncomplete | pageLog | pageKeys | pageSeen
 )
 
 // appendHeader adds the page up to its entries; epoch is the sender's.
@@ -427,6 +455,7 @@ func (p *page) appendHeader(dst []byte, entries int, epoch Origin) []byte {
 func parsePage(b []byte, maxValue int, epoch Origin) (p page, err error) {
 	r := decoder{rest: b}
 	flags := r.uvarint()
+	r.knownFlags(flags, pageFlags)
 	has := func(flag uint64) bool { return flags&flag != 0 }
 	p.ahead, p.reset, p.first, p.last, p.whole = has(pageAhead), has(pageReset), has(pageFirst), has(pageLast), has(pageWhole)
 	p.incomplete = has(pageIncomplete)
@@ -468,6 +497,8 @@ func parsePage(b []byte, maxValue int, epoch Origin) (p page, err error) {
 const (
 	valuesIncomplete = 1
 	valuesUnsure     = 2
+
+	valuesFlags = valuesIncomplete | valuesUnsure
 )
 
 // values answers a fetch: entries for the first of the keys that were asked for, less
@@ -483,6 +514,7 @@ func parseValues(b []byte, maxValue int, epoch Origin) (v values, err error) {
 	r := decoder{rest: b}
 	v.answered = r.uvarint()
 	flags := r.byte()
+	r.knownFlags(uint64(flags), valuesFlags)
 	v.incomplete = flags&valuesIncomplete != 0
 	if flags&valuesUnsure != 0 {
 		v.heard = r.stamps(epoch)
@@ -491,10 +523,24 @@ func parseValues(b []byte, maxValue int, epoch Origin) (v values, err error) {
 	return v, wrapProtocol("values", r.finish())
 }
 
+// answers reports an entry whose key is not among those that are dealt with, which are
+// the first of those that were asked for.
+func (v *values) answers(keys [][]byte) error {
+	keys = keys[:v.answered]
+	for i := range v.entries {
+		if _, asked := slices.BinarySearchFunc(keys, v.entries[i].key, bytes.Compare); !asked {
+			return fmt.Errorf("%w: values: key %.64q was not asked for", ErrProtocol, v.entries[i].key)
+		}
+	}
+	return nil
+}
+
 const (
 	entryDeleted    = 1
 	entrySameOrigin = 2 // as the entry before or, for the first, the sender's epoch
 	entryAbsent     = 4 // the size stands in for the value
+
+	entryFlags = entryDeleted | entrySameOrigin | entryAbsent
 )
 
 // appendEntry adds an entry up to its value; the value's bytes follow it, unless
@@ -613,6 +659,7 @@ func (r *decoder) entries(maxValue int, previous Origin) []entry {
 
 func (r *decoder) entry(e *entry, previous Origin, maxValue int) {
 	flags := r.byte()
+	r.knownFlags(uint64(flags), entryFlags)
 	e.Deleted, e.absent = flags&entryDeleted != 0, flags&entryAbsent != 0
 	e.Clock = r.uvarint()
 	e.Origin = previous
@@ -652,11 +699,20 @@ func appendFetch(dst []byte, keys [][]byte) []byte {
 func parseFetch(b []byte) (keys [][]byte, err error) {
 	r := decoder{rest: b}
 	n := r.uvarint()
-	if n > uint64(min(len(b), maxPageEntries)) {
+	switch {
+	case n > maxPageEntries:
+		r.fail(fmt.Errorf("%d keys, the limit is %d", n, maxPageEntries))
+	case n > uint64(len(r.rest)):
 		r.fail(errTruncated)
+	case n == 0 && r.err == nil:
+		r.fail(errors.New("no keys"))
 	}
 	for ; n > 0 && r.err == nil; n-- {
-		keys = append(keys, r.bytes(MaxKeySize))
+		key := r.bytes(MaxKeySize)
+		if len(keys) > 0 && r.err == nil && bytes.Compare(keys[len(keys)-1], key) >= 0 {
+			r.fail(fmt.Errorf("key %.64q is not above the one before it", key))
+		}
+		keys = append(keys, key)
 	}
 	return keys, wrapProtocol("fetch", r.finish())
 }

@@ -260,6 +260,71 @@ func TestSecureByCertificates(t *testing.T) {
 	require.Equal(t, 2, count, "certificates that were seen")
 }
 
+// TestSecureCertificates: those that share a key have the same authority without having
+// met, each opening has a certificate of its own, and none of them ever expires.
+func TestSecureCertificates(t *testing.T) {
+	var leaves []*x509.Certificate
+	configs := []*tls.Config{}
+	for range 2 {
+		config, err := replicator.SecureByKeys([][]byte{clusterKey(1)})
+		require.NoError(t, err)
+		leaf, err := x509.ParseCertificate(config.Certificates[0].Certificate[0])
+		require.NoError(t, err)
+		leaves, configs = append(leaves, leaf), append(configs, config)
+	}
+	require.True(t, configs[0].RootCAs.Equal(configs[1].RootCAs))
+	require.True(t, configs[0].ClientCAs.Equal(configs[1].RootCAs))
+	require.NotEqual(t, leaves[0].PublicKey, leaves[1].PublicKey)
+	for _, leaf := range leaves {
+		require.Equal(t, x509.Ed25519, leaf.PublicKeyAlgorithm)
+		for _, now := range []time.Time{time.Unix(0, 0), time.Now(), time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)} {
+			for _, role := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
+				_, err := leaf.Verify(x509.VerifyOptions{Roots: configs[1].RootCAs, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{role}})
+				require.NoError(t, err)
+			}
+		}
+	}
+	other, err := replicator.SecureByKeys([][]byte{clusterKey(2)})
+	require.NoError(t, err)
+	_, err = leaves[0].Verify(x509.VerifyOptions{Roots: other.RootCAs})
+	require.Error(t, err)
+}
+
+// TestSecureNothingLess: neither an older TLS nor a client without a certificate is let in,
+// whatever the caller does to its configuration after Open.
+func TestSecureNothingLess(t *testing.T) {
+	authority := newAuthority(t)
+	own := authority.config()
+	hosts := map[string]*host{
+		"TLS":         newHost(t, func(o *replicator.Options) { o.TLS = own }),
+		"ClusterKeys": newHost(t, func(o *replicator.Options) { o.ClusterKeys = [][]byte{clusterKey(1)} }),
+	}
+	own.ClientAuth, own.RootCAs, own.MaxVersion = tls.NoClientCert, x509.NewCertPool(), tls.VersionTLS12
+	member := memberTLS().Clone()
+	for name, h := range hosts {
+		good := authority.config()
+		good.ServerName = "127.0.0.1"
+		if name == "ClusterKeys" {
+			good = member
+		}
+		older, without := good.Clone(), good.Clone()
+		older.MaxVersion, older.MinVersion, without.Certificates = tls.VersionTLS12, tls.VersionTLS12, nil
+		for what, config := range map[string]*tls.Config{"good": good, "older": older, "without": without} {
+			p := dialWire(t, h.Addr())
+			p.Conn = tls.Client(p.Conn, config)
+			p.say(wireHello, newWireHi().payload())
+			kind, _, err := p.hear()
+			if what == "good" {
+				require.NoError(t, err, name)
+				require.EqualValues(t, wireHello, kind)
+				continue
+			}
+			require.Error(t, err, "%s, %s", name, what)
+			require.Empty(t, h.Status().Peers)
+		}
+	}
+}
+
 // TestSecureOptions: what would not protect is refused.
 func TestSecureOptions(t *testing.T) {
 	authority := newAuthority(t)

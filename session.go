@@ -60,11 +60,11 @@ const (
 //
 // They can't wait for each other for ever. hear never sends, and waits for nothing but
 // storage: it merges a small page in place of pull, which is idle meanwhile. For what
-// the peer may ask once there is a mailbox of one place, and a peer that asks twice is
-// told off; what only says "look again" is a field, and a wake that is set at most
-// once. So whatever arrives is received, and every send of the peer's ends, and as the
-// peer does the same, every send of ours. serve and beat wait for sends and
-// commits only. pull waits for what it has asked for, which serve at the other end
+// the peer may ask once, or was asked for once, there is a mailbox of one place, and a
+// peer that sends more is told off; what only says "look again" is a field, and a wake
+// that is set at most once. So whatever arrives is received, and every send of the peer's
+// ends, and as the peer does the same, every send of ours. serve and beat wait for sends
+// and commits only. pull waits for what it has asked for, which serve at the other end
 // sends without waiting for anything of ours, and for its turn to scan, which nobody
 // keeps while nothing comes.
 type session struct {
@@ -92,9 +92,14 @@ type session struct {
 	values  chan []byte            // to pull
 	lent    atomic.Pointer[puller] // by pull, while it waits for a page; nil: it has it
 	back    chan struct{}          // to pull: the page is merged, and the puller is its own again
-	commits *subscription          // wakes serve
-	look    chan struct{}          // wakes serve, too
-	beats   chan struct{}          // wakes beat
+	// What the peer may send next: it asks for one thing at a time, and answers what it
+	// was asked for.
+	pullBusy, fetchBusy atomic.Bool // a pull, a fetch is yet to be answered
+	pageDue, valuesDue  atomic.Bool // the peer was asked for a page, for values
+
+	commits *subscription // wakes serve
+	look    chan struct{} // wakes serve, too
+	beats   chan struct{} // wakes beat
 
 	meeting turn // guards what follows
 	met     bool // the peer is remembered
@@ -344,20 +349,23 @@ func (s *session) handle(kind byte, payload []byte) error {
 		if err != nil {
 			return err
 		}
-		return offer(s.pulls, p, "pull")
+		return offer(s.pulls, p, s.pullBusy.CompareAndSwap(false, true), "a second pull before the first was answered")
 	case frameFetch:
 		keys, err := parseFetch(payload)
 		if err != nil {
 			return err
 		}
-		return offer(s.fetches, keys, "fetch")
+		return offer(s.fetches, keys, s.fetchBusy.CompareAndSwap(false, true), "a second fetch before the first was answered")
 	case framePage:
-		if merged, err := s.mergeLent(payload); merged || err != nil {
-			return err
+		due := s.pageDue.CompareAndSwap(true, false)
+		if due {
+			if merged, err := s.mergeLent(payload); merged || err != nil {
+				return err
+			}
 		}
-		return offer(s.pages, payload, "page")
+		return offer(s.pages, payload, due, "a page that was not asked for")
 	case frameValues:
-		return offer(s.values, payload, "values")
+		return offer(s.values, payload, s.valuesDue.CompareAndSwap(true, false), "values that were not asked for")
 	case framePing:
 		token, err := parsePing(payload)
 		if err != nil {
@@ -369,6 +377,12 @@ func (s *session) handle(kind byte, payload []byte) error {
 		p, err := parsePong(payload)
 		if err != nil {
 			return err
+		}
+		s.mu.Lock()
+		sent := p.token <= s.token
+		s.mu.Unlock()
+		if !sent {
+			return fmt.Errorf("%w: pong: the token %d was not sent", ErrProtocol, p.token)
 		}
 		s.note(func() {
 			s.answers, s.answered, s.peerHead = true, p.token, p.head
@@ -457,15 +471,13 @@ func (s *session) states(change func(*stated)) {
 	s.y.waits.wake()
 }
 
-// offer hands on what was asked for once; a peer that sends it twice, or
-// unasked, is told off.
-func offer[T any](to chan T, v T, what string) error {
-	select {
-	case to <- v:
-		return nil
-	default:
-		return fmt.Errorf("%w: a second %s before the first was dealt with", ErrProtocol, what)
+// offer hands on what the peer may send once. There is room for it.
+func offer[T any](to chan T, v T, may bool, otherwise string) error {
+	if !may {
+		return fmt.Errorf("%w: %s", ErrProtocol, otherwise)
 	}
+	to <- v
+	return nil
 }
 
 // note changes what is guarded by mu, and wakes those who wait for a change.

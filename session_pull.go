@@ -123,7 +123,7 @@ func (u *puller) next() (*page, error) {
 		err = s.ctx.Err()
 	}
 	if u.lendable && s.lent.Swap(nil) == nil {
-		<-s.back // hear has it, by another page than the one that came
+		<-s.back // hear has it, though the session ends
 	}
 	if err != nil {
 		return nil, err
@@ -335,6 +335,7 @@ func (u *puller) request(c cursor, empty, wait bool) error {
 	}
 	q := pull{cursor: c, wait: wait, empty: empty, stale: u.stale}
 	u.stale = 0
+	u.s.pageDue.Store(true)
 	return u.s.send(framePull, q.append(nil, u.s.hello.epoch))
 }
 
@@ -429,6 +430,7 @@ func (u *puller) fetch(entries []entry, indices []int) error {
 			}
 			keys = append(keys, entries[i].key)
 		}
+		s.valuesDue.Store(true)
 		if err := s.send(frameFetch, appendFetch(nil, keys)); err != nil {
 			return err
 		}
@@ -442,6 +444,9 @@ func (u *puller) fetch(entries []entry, indices []int) error {
 		}
 		if v.answered == 0 || v.answered > uint64(len(keys)) {
 			return fmt.Errorf("%w: values: %d of %d keys answered", ErrProtocol, v.answered, len(keys))
+		}
+		if err := v.answers(keys); err != nil {
+			return err
 		}
 		if v.incomplete && !u.incomplete {
 			u.incomplete = true

@@ -39,6 +39,7 @@ func (s *session) serve() error {
 				if err := news.tellAdoptions(); err != nil {
 					return err
 				}
+				s.pullBusy.Store(false)
 				if err := s.sendPage(&a, out); err != nil {
 					return err
 				}
@@ -81,6 +82,7 @@ func (s *session) serve() error {
 			if err == nil {
 				err = s.tellVector(0)
 			}
+			s.fetchBusy.Store(false)
 			if err == nil {
 				err = s.send(frameValues, out.values(answered, n, incomplete, s.server.tellHeard(heard.stamps()))...)
 			}

@@ -21,8 +21,8 @@ const (
 	// and fedMost is the longest that they are held back for that.
 	fedFor  = 250 * time.Millisecond
 	fedMost = 2 * time.Second
-	// fedOrigins is of about how many origins that is noted.
-	fedOrigins = 1024
+	// fedOrigins is of how many origins that is noted at most.
+	fedOrigins = 512
 	// usefulFor is for how long nothing is held back once relaying has proved useful.
 	usefulFor = time.Second
 	// maxPageScan is how many rows are looked at for a page of a scan at most.
@@ -71,11 +71,11 @@ func newServer(d *store) *server {
 func (v *server) tell(known []Stamp) (origins int) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if len(v.fed) > fedOrigins {
-		clear(v.fed)
-	}
 	for _, s := range known {
 		if v.peer.raise(s) && !v.shipped.covers(s) {
+			if len(v.fed) >= fedOrigins {
+				clear(v.fed)
+			}
 			v.fed[s.Origin] = time.Now()
 		}
 	}

@@ -221,11 +221,11 @@ func (c *conn) receive(limit func(kind byte) int) (kind byte, payload []byte, er
 	return kind, payload, nil
 }
 
-// readBody reads n bytes. It allocates at most 1 MiB at first, and later at most five
-// times the number of received bytes, so that a peer cannot make it allocate much by a
-// large length. Few and large steps keep down the copying and the memory in use.
+// readBody reads n bytes. It sets aside 32 KiB before they arrive, and then twice what
+// has arrived. So a peer cannot have much allocated by a large length: all that is
+// allocated for a frame, garbage included, is at most four times what arrived of it.
 func (c *conn) readBody(n int) ([]byte, error) {
-	const trusted = 1 << 20
+	const trusted = 32 << 10
 	body := make([]byte, min(n, trusted))
 	for have := 0; ; {
 		if _, err := io.ReadFull(c.reader, body[have:]); err != nil {
@@ -234,11 +234,7 @@ func (c *conn) readBody(n int) ([]byte, error) {
 		if have = len(body); have == n {
 			return body, nil
 		}
-		size := 4 * have
-		if n <= 5*have {
-			size = n
-		}
-		grown := make([]byte, size)
+		grown := make([]byte, min(n, 2*have))
 		copy(grown, body)
 		body = grown
 	}

@@ -5,7 +5,8 @@ import (
 	"encoding/hex"
 )
 
-// This file owns the digest of the data that a replica holds.
+// This file owns what is found by reading a whole database: the digest of its data, and the
+// number of its keys.
 
 // Digest summarises the live keys of a replica with their values and stamps. Two
 // replicas with equal digests hold the same data. Deleted keys are left out: of two
@@ -58,4 +59,26 @@ func (d *store) digest(stop func() bool) (Digest, error) {
 	}
 	h.Sum(sum.Sum[:0])
 	return sum, nil
+}
+
+// count reads the index. It calls stop before each key, and returns its error.
+func (d *store) count(stop func() error) (n Count, err error) {
+	snap, err := d.snapshot()
+	if err != nil {
+		return n, err
+	}
+	defer snap.Release()
+	index := newIndexReader(snap, nil, false)
+	defer index.Release()
+	for index.next() {
+		if err := stop(); err != nil {
+			return n, err
+		}
+		if index.record.Deleted {
+			n.Tombstones++
+		} else {
+			n.Keys++
+		}
+	}
+	return n, index.fault()
 }

@@ -36,12 +36,6 @@ func (r *Replicator) Recent(n int) []Change {
 	return all
 }
 
-// Count is the number of keys in a database.
-type Count struct {
-	Keys       int // live keys
-	Tombstones int // deleted keys
-}
-
 // Count reads the index, without the values. Keys that are not adopted yet are left out.
 // If ctx is done before the end, Count returns its error with the number of keys that were
 // counted until then. Close does not wait for Count to finish: Count returns ErrClosed

@@ -61,6 +61,12 @@ func (d *store) digest(stop func() bool) (Digest, error) {
 	return sum, nil
 }
 
+// Count is the number of keys in a database.
+type Count struct {
+	Keys       int // live keys
+	Tombstones int // deleted keys
+}
+
 // count reads the index. It calls stop before each key, and returns its error.
 func (d *store) count(stop func() error) (n Count, err error) {
 	snap, err := d.snapshot()

@@ -124,13 +124,14 @@ func (h *handler) count(ctx context.Context) {
 			}
 			bounded, cancel := context.WithTimeout(ctx, countFor)
 			n, err := r.Count(bounded)
+			late := bounded.Err() != nil
 			cancel()
 			if ctx.Err() != nil {
 				return
 			}
-			if err == nil || bounded.Err() != nil {
+			if err == nil || late {
 				heads[i] = s.Head
-				h.counts[i].Store(&counted{n.Keys, n.Tombstones, err != nil})
+				h.counts[i].Store(&counted{n.Keys, n.Tombstones, late})
 			}
 		}
 		rest := time.NewTimer(max(countRest, countPause*time.Since(began)))

@@ -261,21 +261,32 @@ func (l *link) set(cut bool) {
 	}
 }
 
-// setLink cuts or heals a link.
-func (d *demo) setLink(n int, cut bool) {
+// setLink cuts or heals a link, and reports whether that changed anything.
+func (d *demo) setLink(n int, cut bool) bool {
 	l := d.links[n]
 	if l.isCut() == cut {
-		return
+		return false
 	}
 	l.set(cut)
-	a, b := l.ends[0], l.ends[1]
-	if cut {
-		d.note("The link between server %d and server %d was cut.", a+1, b+1)
-		return
+	if !cut {
+		d.hurry(l.ends[0])
+		d.hurry(l.ends[1])
 	}
-	d.note("The link between server %d and server %d was healed.", a+1, b+1)
-	d.hurry(a)
-	d.hurry(b)
+	return true
+}
+
+func (d *demo) setOneLink(n int, cut bool) {
+	if d.setLink(n, cut) {
+		ends := d.links[n].ends
+		d.note("The link between servers %d and %d was %s.", ends[0]+1, ends[1]+1, cutOrHealed(cut))
+	}
+}
+
+func cutOrHealed(cut bool) string {
+	if cut {
+		return "cut"
+	}
+	return "healed"
 }
 
 // setAllLinks cuts or heals all links.
@@ -285,8 +296,12 @@ func (d *demo) setAllLinks(cut bool) {
 		d.pending = false
 		d.mu.Unlock()
 	}
+	changed := false
 	for n := range d.links {
-		d.setLink(n, cut)
+		changed = d.setLink(n, cut) || changed
+	}
+	if changed {
+		d.note("All links were %s.", cutOrHealed(cut))
 	}
 }
 
@@ -421,7 +436,7 @@ func (d *demo) setLoad(on bool) {
 				case <-ctx.Done():
 					return
 				case <-tick.C:
-					_ = d.put(i, loadPrefix+serverName(i), fmt.Sprint(n)) // a closed server does not count
+					_ = d.put(i, loadPrefix+fmt.Sprint(i+1), fmt.Sprint(n)) // a closed server does not count
 				}
 			}
 		})

@@ -113,7 +113,7 @@ func (s *site) handler(addr net.Addr) http.Handler {
 		"link": func(req *http.Request) error {
 			n, err := index(req, "link")
 			if err == nil {
-				s.d.setLink(n, req.FormValue("cut") == "true")
+				s.d.setOneLink(n, req.FormValue("cut") == "true")
 			}
 			return err
 		},

@@ -30,10 +30,12 @@ export function since(time, now) {
   return ms < 1500 ? 'now' : duration(ms * 1e6) + ' ago';
 }
 
+export const count = (n, one) => number(n) + ' ' + one + (n === 1 ? '' : 's');
+
 export function clock(time) {
   const t = new Date(time);
   const today = t.toDateString() === new Date().toDateString();
-  return (today ? '' : t.toLocaleDateString() + ' ') + t.toLocaleTimeString();
+  return (today ? '' : t.toLocaleDateString() + ' ') + t.toLocaleTimeString([], { hourCycle: 'h23' });
 }
 
 // printable shows what could not be seen, or would turn the text around.

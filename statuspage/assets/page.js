@@ -1,6 +1,6 @@
 // This file owns the page: what is drawn of a frame.
 import { el, svg, text, className, list, stream } from './dom.js';
-import { number, size, duration, since, clock, printable, bytes, parse } from './format.js';
+import { number, count, size, duration, since, clock, printable, bytes, parse } from './format.js';
 
 const byID = id => document.getElementById(id);
 const views = [];
@@ -16,7 +16,8 @@ stream('events', data => {
   });
   text(byID('ready'), frame.ready.ready ? 'ready' : 'not ready');
   className(byID('ready'), 'pill ' + (frame.ready.ready ? 'good' : 'warn'));
-  byID('ready').title = (frame.ready.missing ?? []).map(printable).join('\n');
+  byID('missing').hidden = frame.ready.ready;
+  list(byID('missing'), frame.ready.missing ?? [], line => el('div', '', printable(line)));
   text(byID('as-of'), 'as of ' + clock(frame.at));
   document.title = frame.replicas.map(s => nameOf(s)).join(', ');
 }, on => {
@@ -60,12 +61,12 @@ function replicaView(index) {
   const changes = panel('Latest changes', 'None since this database was opened.');
   const conflicts = panel('Conflicts', 'None since this database was opened.');
   const warnings = panel('Warnings', 'None since this database was opened.');
-  const refused = panel('Refused connections', '');
-  const rows = new Map();
+  const refused = panel('Refused connections', 'None since this database was opened.');
+  const rows = new Map(), left = el('div', ''), right = el('div', '', warnings.root, refused.root);
   const root = el('section', 'replica',
     el('div', 'who', name, state, el('span', 'space'), synced, sync, facts), problem,
     el('div', 'tiles', keys.root, log.root, disk.root, commits.root, known.root, fought.root),
-    adoption.root, peers, el('div', 'panels', changes.root, conflicts.root, warnings.root, refused.root));
+    adoption.root, peers, el('div', 'panels', left, right));
   sync.onclick = () => syncNow(index, sync, synced);
 
   function draw(s, more, frame) {
@@ -85,13 +86,14 @@ function replicaView(index) {
     text(keys.small, more.count ? number(more.count.tombstones) + ' deleted' : 'being counted');
     text(log.big, number(s.logRecords));
     text(log.small, `sequences ${number(s.floor)} to ${number(s.head)}`);
-    text(disk.big, more.sizes ? size(more.sizes.data + more.sizes.extra) : '…');
-    text(disk.small, more.sizes ? `${size(more.sizes.extra)} of it log and index` : 'closed');
+    const all = more.sizes ? more.sizes.data + more.sizes.extra : 0;
+    text(disk.big, !more.sizes ? 'closed' : all ? size(all) : 'journal only');
+    text(disk.small, !more.sizes ? '' : all ? `${size(more.sizes.extra)} of it log and index` : 'no tables yet');
     const speed = percentiles(s.commits);
     text(commits.big, speed ? '≤ ' + duration(speed.half) : 'none');
-    text(commits.small, speed ? 'the median; 99 % ' + (speed.most ? '≤ ' + duration(speed.most) : 'above that') : 'since the opening');
+    text(commits.small, speed ? 'the median; 99 % ' + (speed.most ? '≤ ' + duration(speed.most) : 'more') : 'since the opening');
     text(known.big, number(s.clock));
-    text(known.small, `${s.vector.origins} origins, ${s.vector.sum.slice(0, 8)}`);
+    text(known.small, `knows ${s.vector.sum.slice(0, 8)}, ${count(s.vector.origins, 'origin')}`);
     known.root.title = 'Replicas with equal sums know the same changes: ' + s.vector.sum;
     text(fought.big, number(s.conflicts.count));
     text(fought.small, s.conflicts.uncertain ? number(s.conflicts.uncertain) + ' of them uncertain' : 'since the opening');
@@ -102,7 +104,10 @@ function replicaView(index) {
 
     drawPeers(peers, rows, s, frame);
 
-    changes.root.hidden = !frame.data;
+    if (!left.firstChild) {
+      left.append(frame.data ? changes.root : conflicts.root);
+      if (frame.data) right.prepend(conflicts.root);
+    }
     changes.draw([...more.changes].reverse(), drawChange);
     text(conflicts.count, s.conflicts.count ? number(s.conflicts.count) : '');
     conflicts.draw([...s.conflicts.last].reverse(), drawConflict);
@@ -117,7 +122,7 @@ function replicaView(index) {
 function drawChange(c) {
   const what = c.version.deleted ? el('span', 'gone', 'deleted')
     : el('bdi', 'value', c.value === null ? 'a large value' : bytes(c.value) + (c.size > 128 ? '…' : ''));
-  return el('li', 'fresh', el('span', 'pill ' + (c.local ? 'good' : ''), c.local ? 'local' : 'merged'), ' ',
+  return el('li', '', el('span', 'pill ' + (c.local ? 'good' : ''), c.local ? 'local' : 'merged'), ' ',
     el('bdi', 'key', bytes(c.key)), ' ', what, ' ', titled(el('span', 'stamp', stamp(c.version)), fullStamp(c.version)));
 }
 
@@ -197,9 +202,9 @@ function peerRow() {
       className(state, 'pill ' + (kinds[p.state] ?? 'warn'));
       const access = (p.access === 'read-only' ? ', may only read here' : '') + (p.granted === 'read-only' ? ', lets us only read' : '');
       text(side, (p.dialedBy ? 'dialled by ' + p.dialedBy : p.nextAttempt ? 'next attempt ' + clock(p.nextAttempt) : 'no session') + access);
-      text(behind, p.behind === null ? 'unknown' : p.behind === 0 ? 'nothing' : number(p.behind) + ' records');
+      text(behind, p.behind === null ? 'unknown' : p.behind === 0 ? 'nothing' : count(p.behind, 'record'));
       text(lag, p.lag === null ? '' : p.lag === 0 ? 'no lag' : 'for ' + duration(p.lag));
-      text(ahead, p.unmerged === null ? 'unknown' : p.unmerged === 0 ? 'nothing' : number(p.unmerged) + ' records');
+      text(ahead, p.unmerged === null ? 'unknown' : p.unmerged === 0 ? 'nothing' : count(p.unmerged, 'record'));
       text(durable, p.unconfirmed === null ? '' : p.unconfirmed === 0 ? 'all durable' : number(p.unconfirmed) + ' not durable');
       text(contact, since(p.lastSuccess, now));
       text(trip, p.roundTrip === null ? '' : 'round trip ' + duration(p.roundTrip));

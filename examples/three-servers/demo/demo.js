@@ -129,7 +129,7 @@ function serverView(i) {
     close.hidden = !s.open;
     put.disabled = !s.open;
     restore.disabled = !s.copied;
-    text(restore, s.copied ? 'Restore ' + new Date(s.copied).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' }) : 'Restore');
+    text(restore, s.copied ? 'Restore ' + new Date(s.copied).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' }) : 'Restore');
     const here = new Set(state.rows.map(r => r.key));
     for (const [k, row] of cells) {
       if (here.has(k)) continue;

@@ -64,7 +64,7 @@ func (h *handler) view() []byte {
 	f := frame{Report: h.report(), Data: h.data, Actions: h.actions}
 	f.Ready = h.readiness(f.Report)
 	for i, r := range h.replicas {
-		e := extra{Sizes: sizesOf(r), Count: h.counts[i].Load()}
+		e := extra{Sizes: sizesOf(r), Count: h.counts[i].Load(), Changes: []change{}}
 		if h.data {
 			e.Changes = latest(r)
 		}

@@ -73,6 +73,7 @@ func (s *site) look() {
 		case <-tick.C:
 		case <-s.d.changed:
 		}
+		s.currentStatus()
 		state := s.d.state()
 		s.mu.Lock()
 		s.latest = state
@@ -199,9 +200,18 @@ func (s *site) events(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// statusPage serves the status page of the three, for operators. When a server is opened
-// again, its page is made anew, and the streams of the old one end.
+// statusPage serves the status page of the three, for operators.
 func (s *site) statusPage(w http.ResponseWriter, req *http.Request) {
+	page, done := s.currentStatus()
+	ctx, cancel := context.WithCancel(req.Context())
+	defer cancel()
+	defer context.AfterFunc(done, cancel)()
+	page.ServeHTTP(w, req.WithContext(ctx))
+}
+
+// currentStatus returns the status page of the servers as they are. When one was opened
+// again, the page is made anew, and the streams of the old one end.
+func (s *site) currentStatus() (page http.Handler, done context.Context) {
 	var now [3]*replicator.Replicator
 	s.d.mu.Lock()
 	for i, server := range s.d.servers {
@@ -209,6 +219,7 @@ func (s *site) statusPage(w http.ResponseWriter, req *http.Request) {
 	}
 	s.d.mu.Unlock()
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.status == nil || now != s.shown {
 		if s.statusEnd != nil {
 			s.statusEnd()
@@ -216,10 +227,5 @@ func (s *site) statusPage(w http.ResponseWriter, req *http.Request) {
 		s.shown, s.status = now, statuspage.Handler(now[:], statuspage.WithData(), statuspage.WithActions())
 		s.statusDone, s.statusEnd = context.WithCancel(s.ctx)
 	}
-	page, done := s.status, s.statusDone
-	s.mu.Unlock()
-	ctx, cancel := context.WithCancel(req.Context())
-	defer cancel()
-	defer context.AfterFunc(done, cancel)()
-	page.ServeHTTP(w, req.WithContext(ctx))
+	return s.status, s.statusDone
 }

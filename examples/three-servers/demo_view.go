@@ -33,7 +33,7 @@ const (
 	maxRows      = 60
 	maxFeed      = 60
 	maxConflicts = 12
-	maxText      = 60              // characters of a key or value that are shown
+	maxText      = 80              // characters of a key or value that are shown
 	goneFor      = 8 * time.Second // for how long a key is shown that no server has
 )
 
@@ -84,6 +84,9 @@ type shownCell struct {
 	Deleted bool       `json:"deleted"`
 	Stamp   shownStamp `json:"stamp"`
 }
+
+// isLive reports whether a server has the key. Of one that was deleted, it may have forgotten.
+func (c *shownCell) isLive() bool { return c != nil && !c.Deleted }
 
 type shownStamp struct {
 	Clock  uint64            `json:"clock"`
@@ -271,7 +274,7 @@ func (d *demo) rows(st *shownState) {
 				continue // it is being closed
 			}
 			row.Cells[i] = c
-			if c != nil && !c.Deleted {
+			if c.isLive() {
 				alive = true
 				st.Servers[i].Keys++
 			}
@@ -281,7 +284,7 @@ func (d *demo) rows(st *shownState) {
 			switch {
 			case !seen:
 				first, seen = c, true
-			case (c == nil) != (first == nil) || c != nil && *c != *first:
+			case c.isLive() != first.isLive() || c.isLive() && *c != *first:
 				row.Differ = true
 			}
 		}

@@ -81,6 +81,7 @@ function replicaView(index) {
     problem.hidden = !s.failed || s.closed;
     text(problem, 'Writes are refused until the database is reopened: ' + printable(s.failed));
     sync.hidden = !frame.actions || s.closed;
+    className(root, 'replica' + (s.closed ? ' is-closed' : ''));
 
     text(keys.big, more.count ? (more.count.atLeast ? '> ' : '') + number(more.count.keys) : '…');
     text(keys.small, more.count ? number(more.count.tombstones) + ' deleted' : 'being counted');
@@ -93,8 +94,8 @@ function replicaView(index) {
     text(commits.big, speed ? '≤ ' + duration(speed.half) : 'none');
     text(commits.small, speed ? 'the median; 99 % ' + (speed.most ? '≤ ' + duration(speed.most) : 'more') : 'since the opening');
     text(known.big, number(s.clock));
-    text(known.small, `knows ${s.vector.sum.slice(0, 8)}, ${count(s.vector.origins, 'origin')}`);
-    known.root.title = 'Replicas with equal sums know the same changes: ' + s.vector.sum;
+    text(known.small, 'vector ' + s.vector.sum.slice(0, 8));
+    known.root.title = `The vector ${s.vector.sum} has ${count(s.vector.origins, 'origin')}. Replicas with equal vectors know the same changes.`;
     text(fought.big, number(s.conflicts.count));
     text(fought.small, s.conflicts.uncertain ? number(s.conflicts.uncertain) + ' of them uncertain' : 'since the opening');
 

@@ -62,11 +62,13 @@ func newBrowser(t *testing.T) *browser {
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
 	t.Cleanup(cancel)
-	b := &browser{t, ctx}
+	b, threw := &browser{t, ctx}, 0
 	err := chromedp.Listen(ctx, func(event any) {
 		switch e := event.(type) {
 		case *runtime.EventExceptionThrown:
-			t.Errorf("the page threw: %s %+v", e.ExceptionDetails.Text, e.ExceptionDetails.Exception)
+			if threw++; threw <= 3 {
+				t.Errorf("the page threw: %s %s", e.ExceptionDetails.Text, e.ExceptionDetails.Exception.Description)
+			}
 		case *log.EventEntryAdded:
 			if text := e.Entry.Text; e.Entry.Level == "error" && !strings.Contains(text, "net::ERR_") && !strings.Contains(text, "status of 409") {
 				t.Errorf("the browser reports: %s (%s)", text, e.Entry.URL)
@@ -163,5 +165,19 @@ func (b *browser) publish(name string) {
 	}
 	if err := os.WriteFile(filepath.Join("..", "..", "docs", name), png, 0o666); err != nil {
 		b.t.Fatal(err)
+	}
+}
+
+// hostile is text that would run as a script, were it taken for markup.
+const hostile = `<img src=x onerror="window.harmed=1"><script>window.harmed=1</script>`
+
+// isSafe fails if hostile text has become markup.
+func (b *browser) isSafe() {
+	b.t.Helper()
+	if b.is("window.harmed") || b.is("document.querySelector('img[src=x]')") || !b.is("document.body.innerText.includes('<img src=x')") {
+		b.t.Fatal("hostile text became markup, or is not shown")
+	}
+	if width := value(b, chromedp.Evaluate[int]("document.documentElement.scrollWidth - document.documentElement.clientWidth")); width > 0 {
+		b.t.Fatalf("the page is %d pixels wider than the window", width)
 	}
 }

@@ -114,7 +114,7 @@ function serverView(i) {
   const close = button('close', 'Close', 'Close it: the others go on, and it catches up later');
   const wipe = button('wipe', 'Wipe', 'Remove all of its data: it starts as a new replica');
   const copy = button('copy', 'Copy', 'Copy its directory, as a backup');
-  const restore = button('restore', 'Restore', 'Go back to the copy: the others notice, and bring it up to date');
+  const restore = button('restore', 'Restore', '');
   const root = el('section', 'card server ' + of(i), el('header', '', el('h2', '', 'Server ' + (i + 1)), facts), form, rows,
     el('footer', '', open, close, wipe, copy, restore));
   root.id = 'server-' + (i + 1);
@@ -129,7 +129,7 @@ function serverView(i) {
     close.hidden = !s.open;
     put.disabled = !s.open;
     restore.disabled = !s.copied;
-    text(restore, s.copied ? 'Restore ' + new Date(s.copied).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' }) : 'Restore');
+    restore.title = s.copied ? `Go back to the copy of ${clock(s.copied)}: the others notice, and bring it up to date` : 'There is no copy of it yet';
     const here = new Set(state.rows.map(r => r.key));
     for (const [k, row] of cells) {
       if (here.has(k)) continue;
@@ -207,7 +207,8 @@ function networkView() {
   function place() {
     const w = root.clientWidth, h = root.clientHeight, small = w < 620;
     const r = small ? 22 : 29;
-    const at = [[w / 6, h - r - 46], [w / 2, h - r - 6], [5 * w / 6, h - r - 46]];
+    const side = small ? h / 2 - 12 : h - r - 46;
+    const at = [[w / 6, side], [w / 2, h - r - 6], [5 * w / 6, side]];
     nodes.forEach((n, i) => { n.style.left = at[i][0] + 'px'; n.style.top = at[i][1] + 'px'; });
     const top = small ? 22 : 26, lift = 2 * top - (at[0][1] + at[2][1]) / 2;
     wires[0].setAttribute('d', `M${at[0]} L${at[1]}`);

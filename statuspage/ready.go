@@ -67,7 +67,7 @@ func missing(s replicator.Status, need int) (what []string) {
 		need = configured/2 + 1
 	}
 	if synced < need {
-		what = append(what, fmt.Sprintf("in sync with %d of %d configured peers since the opening, %d are needed", synced, configured, need))
+		what = append(what, fmt.Sprintf("in sync with %d of %d configured peers since the opening; needed: %d", synced, configured, need))
 		what = append(what, waiting...)
 	}
 	return what

@@ -43,7 +43,7 @@ func TestReadyz(t *testing.T) {
 		code, r := readiness(t, handlers["majority"])
 		require.Equal(t, http.StatusServiceUnavailable, code)
 		require.Len(t, r.Missing, 4)
-		require.Equal(t, "in sync with 0 of 3 configured peers since the opening, 2 are needed", r.Missing[0])
+		require.Equal(t, "in sync with 0 of 3 configured peers since the opening; needed: 2", r.Missing[0])
 		require.Contains(t, r.Missing[1], "no sync with n1 since the opening: waiting: ")
 
 		w.open(name(1), nil)

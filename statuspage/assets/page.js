@@ -53,12 +53,12 @@ function panel(title, empty) {
 
 function replicaView(index) {
   const name = el('h2'), state = el('span', 'pill'), facts = el('div', 'facts'), problem = el('div', 'notice');
-  const sync = el('button', '', 'Sync now'), synced = el('span', 'soft');
+  const sync = el('button', '', 'Sync now'), synced = el('span', 'soft said');
   const keys = tile('Keys'), log = tile('Change log'), disk = tile('On disk'), commits = tile('Commits');
   const known = tile('Clock'), fought = tile('Conflicts');
   const adoption = progress('Adopting the keys that were here before');
   const peers = el('section', 'card peers');
-  const changes = panel('Latest changes', 'None since this database was opened.');
+  const changes = panel('Latest changes', 'None yet. What a first sync brings is not listed.');
   const conflicts = panel('Conflicts', 'None since this database was opened.');
   const warnings = panel('Warnings', 'None since this database was opened.');
   const refused = panel('Refused connections', 'None since this database was opened.');
@@ -86,7 +86,7 @@ function replicaView(index) {
     text(keys.big, more.count ? (more.count.atLeast ? '> ' : '') + number(more.count.keys) : '…');
     text(keys.small, more.count ? number(more.count.tombstones) + ' deleted' : 'being counted');
     text(log.big, number(s.logRecords));
-    text(log.small, `sequences ${number(s.floor)} to ${number(s.head)}`);
+    text(log.small, s.logRecords ? `sequences ${number(s.floor)} to ${number(s.head)}` : 'head ' + number(s.head));
     const all = more.sizes ? more.sizes.data + more.sizes.extra : 0;
     text(disk.big, !more.sizes ? 'closed' : all ? size(all) : 'journal only');
     text(disk.small, !more.sizes ? '' : all ? `${size(more.sizes.extra)} of it log and index` : 'no tables yet');
@@ -123,8 +123,8 @@ function replicaView(index) {
 function drawChange(c) {
   const what = c.version.deleted ? el('span', 'gone', 'deleted')
     : el('bdi', 'value', c.value === null ? 'a large value' : bytes(c.value) + (c.size > 128 ? '…' : ''));
-  return el('li', '', el('span', 'pill ' + (c.local ? 'good' : ''), c.local ? 'local' : 'merged'), ' ',
-    el('bdi', 'key', bytes(c.key)), ' ', what, ' ', titled(el('span', 'stamp', stamp(c.version)), fullStamp(c.version)));
+  return el('li', 'change', el('span', 'pill ' + (c.local ? 'good' : ''), c.local ? 'local' : 'merged'),
+    el('bdi', 'key', bytes(c.key)), what, titled(el('span', 'stamp', stamp(c.version)), fullStamp(c.version)));
 }
 
 function drawConflict(c) {

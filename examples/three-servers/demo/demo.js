@@ -98,7 +98,9 @@ function serverView(i) {
   form.onsubmit = async event => {
     event.preventDefault();
     if (key.value === '') return key.focus();
-    if (await ask('put', { server: i, key: key.value, value: value.value })) value.select();
+    if (!await ask('put', { server: i, key: key.value, value: value.value })) return;
+    form.reset();
+    key.focus();
   };
   const button = (what, label, title) => {
     const b = el('button', what, label);
@@ -193,8 +195,9 @@ function networkView() {
   const root = byID('network');
   const picture = svg('svg', { 'aria-hidden': 'true' });
   const wires = [0, 1, 2].map(() => svg('path', { class: 'wire' }));
+  const stems = [0, 1, 2].map(i => svg('path', { class: 'stem ' + of(i) }));
   const dots = svg('g', {});
-  picture.append(...wires, dots);
+  picture.append(...stems, ...wires, dots);
   const nodes = [0, 1, 2].map(i => el('div', 'node ' + of(i), String(i + 1)));
   const boxes = [0, 1, 2].map(n => {
     const button = el('button'), note = el('div', 'soft');
@@ -210,6 +213,7 @@ function networkView() {
     const side = small ? h / 2 - 12 : h - r - 46;
     const at = [[w / 6, side], [w / 2, h - r - 6], [5 * w / 6, side]];
     nodes.forEach((n, i) => { n.style.left = at[i][0] + 'px'; n.style.top = at[i][1] + 'px'; });
+    stems.forEach((s, i) => s.setAttribute('d', `M${at[i]} V${h + 20}`));
     const top = small ? 22 : 26, lift = 2 * top - (at[0][1] + at[2][1]) / 2;
     wires[0].setAttribute('d', `M${at[0]} L${at[1]}`);
     wires[1].setAttribute('d', `M${at[1]} L${at[2]}`);

@@ -5,7 +5,7 @@ import (
 	"context"
 )
 
-// This file owns what a program can ask of the latest changes, and of how many keys there are.
+// This file owns what a program can ask of the latest changes, and of how much there is.
 
 // Change is one change of a key.
 type Change struct {
@@ -51,4 +51,14 @@ func (r *Replicator) Count(ctx context.Context) (Count, error) {
 		}
 		return ctx.Err()
 	})
+}
+
+// Size returns how much room the database takes on disk. It reads hardly anything. It fails
+// with ErrClosed after Close.
+func (r *Replicator) Size() (Size, error) {
+	if !r.gate.enter() {
+		return Size{}, ErrClosed
+	}
+	defer r.gate.leave()
+	return r.store.sizes()
 }

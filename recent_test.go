@@ -3,6 +3,7 @@ package replicator_test
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/level-replicator/replicator"
@@ -75,6 +76,37 @@ func TestCount(t *testing.T) {
 		r := n.r
 		n.close()
 		_, err = r.Count(t.Context())
+		require.ErrorIs(t, err, replicator.ErrClosed)
+	})
+}
+
+// TestSize: what is in tables counts, apart for the program's own and for the Replicator's.
+func TestSize(t *testing.T) {
+	inSeeded(t, 1, 1, func(t *testing.T, c *cluster) {
+		n := c.nodes[0]
+		n.open()
+		size, err := n.r.Size()
+		require.NoError(t, err)
+		require.Zero(t, size.Data)
+		rng := rand.New(rand.NewPCG(1, 1))
+		value := make([]byte, 1000)
+		for i := range 1000 {
+			for j := range value {
+				value[j] = byte(rng.Uint32()) // cannot be compressed
+			}
+			n.put(fmt.Sprint(i), string(value))
+		}
+		n.put("\xff\xff", "above the reserved keys")
+		n.close() // makes tables
+		n.open()
+		size, err = n.r.Size()
+		require.NoError(t, err)
+		require.InDelta(t, 1_000_000, size.Data, 100_000)
+		require.Greater(t, size.Extra, int64(10_000))
+		require.Less(t, size.Extra, int64(100_000))
+		r := n.r
+		n.close()
+		_, err = r.Size()
 		require.ErrorIs(t, err, replicator.ErrClosed)
 	})
 }

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
-	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
 // This file owns the frames that the page draws. They are no contract.
@@ -27,10 +26,10 @@ type extra struct {
 	Changes []change `json:"changes"` // the latest, oldest first
 }
 
-// sizes are those of leveldb's tables on disk, in bytes. The last changes are not in them.
+// sizes are those of replicator.Size, in bytes.
 type sizes struct {
-	Data  int64 `json:"data"`  // keys and values
-	Extra int64 `json:"extra"` // log, index and what else the replicator keeps
+	Data  int64 `json:"data"`
+	Extra int64 `json:"extra"`
 }
 
 // counted is a number of keys.
@@ -92,25 +91,13 @@ func short(b []byte) []byte {
 	return b[:min(len(b), maxShown)]
 }
 
-// sizesOf asks leveldb, which looks into its list of tables. The reserved keys are in the
-// midst of the others.
 func sizesOf(r *replicator.Replicator) *sizes {
-	from, upTo := reservedRange()
-	s, err := r.DB().SizeOf([]util.Range{{Start: nil, Limit: from}, {Start: from, Limit: upTo}, {Start: upTo, Limit: highest}})
+	s, err := r.Size()
 	if err != nil {
 		return nil // the database is closed
 	}
-	return &sizes{Data: s[0] + s[2], Extra: s[1]}
+	return &sizes{s.Data, s.Extra}
 }
-
-// reservedRange is where the replicator keeps its own rows, which the documentation fixes.
-func reservedRange() (from, upTo []byte) {
-	r := util.BytesPrefix([]byte("\xffreplicator\xff"))
-	return r.Start, r.Limit
-}
-
-// highest is above all keys but those that begin with many 0xff.
-var highest = []byte("\xff\xff\xff\xff\xff\xff\xff\xff")
 
 // count counts keys from time to time, where something has changed.
 func (h *handler) count(ctx context.Context) {

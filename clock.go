@@ -61,8 +61,8 @@ func newOrigin() Origin {
 // (Lamport 1978) and an origin, which breaks ties between equal clocks. Stamps are
 // totally ordered.
 type Stamp struct {
-	Clock  uint64
-	Origin Origin
+	Clock  uint64 `json:"clock"`
+	Origin Origin `json:"origin"`
 }
 
 // Compare returns -1 if s is below t, 0 if they are equal, and +1 if s is above t.
@@ -81,7 +81,7 @@ func (s Stamp) String() string { return fmt.Sprintf("%d@%v", s.Clock, s.Origin) 
 // the key.
 type Version struct {
 	Stamp
-	Deleted bool
+	Deleted bool `json:"deleted"`
 }
 
 // String returns the stamp as clock@origin, prefixed with "-" if the change deleted

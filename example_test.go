@@ -319,3 +319,33 @@ func ExampleReplicator_WaitReplicated() {
 	// Output:
 	// confirmed
 }
+
+// What was changed last, here or elsewhere, is at hand without reading the disk.
+func ExampleReplicator_Recent() {
+	r, done := exampleReplica()
+	defer done()
+	check(r.Put([]byte("colour"), []byte("green"), nil))
+	check(r.Delete([]byte("colour"), nil))
+	for _, c := range r.Recent(10) {
+		fmt.Printf("%s = %q, deleted: %t, clock %d, local: %t\n", c.Key, c.Value, c.Deleted, c.Clock, c.Local)
+	}
+	// Output:
+	// colour = "green", deleted: false, clock 0, local: true
+	// colour = "", deleted: true, clock 1, local: true
+}
+
+// Count reads the index, for as long as the context lets it.
+func ExampleReplicator_Count() {
+	r, done := exampleReplica()
+	defer done()
+	for i := range 10 {
+		check(r.Put(fmt.Append(nil, i), []byte("value"), nil))
+	}
+	check(r.Delete([]byte("7"), nil))
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	n, err := r.Count(ctx)
+	check(err)
+	fmt.Println(n.Keys, "keys,", n.Tombstones, "deleted")
+	// Output: 9 keys, 1 deleted
+}

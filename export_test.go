@@ -205,15 +205,15 @@ func StoredCursor(db reader, peer DatabaseID) (Cursor, error) {
 // Vector returns what a replica knows.
 func Vector(r *Replicator) map[Origin]uint64 { return r.store.known.all() }
 
-// Change is one change of a key.
-type Change struct {
+// Made is one change of a key.
+type Made struct {
 	Key string
 	Version
 }
 
 // CheckKnown returns what a replica's vector covers of some changes, and what is not
 // here, nor anything greater of its key.
-func CheckKnown(r *Replicator, changes []Change) error {
+func CheckKnown(r *Replicator, changes []Made) error {
 	return r.store.enter(false, func(*section) error {
 		known := r.store.known.all()
 		greatest := map[string]Version{} // of what is covered, by key
@@ -223,7 +223,7 @@ func CheckKnown(r *Replicator, changes []Change) error {
 			}
 		}
 		for key, version := range greatest {
-			ch := Change{Key: key, Version: version}
+			ch := Made{Key: key, Version: version}
 			record, err := lookup(r.store, []byte(ch.Key))
 			if err != nil || record.Version.Compare(ch.Version) < 0 {
 				return fmt.Errorf("key %q: the vector covers %v, here is %v, %v", ch.Key, ch.Version, record.Version, err)

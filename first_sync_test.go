@@ -113,12 +113,12 @@ func TestCheckpointedFirstSync(t *testing.T) {
 				for seed := range int64(budget(1, 3, 50)) {
 					inFirst(t, seed, 2, func(t *testing.T, c *cluster, source, n *node) {
 						c.durableEvery = 100 * time.Millisecond
-						var made []replicator.Change
+						var made []replicator.Made
 						change := func(round int) {
 							for i := range 5 {
 								key := fmt.Sprintf("k%05d", i*70+round)
 								n.put(key, fmt.Sprint("local ", round))
-								made = append(made, replicator.Change{Key: key, Version: n.version(key)})
+								made = append(made, replicator.Made{Key: key, Version: n.version(key)})
 								time.Sleep(firstStep / 2)
 							}
 							source.put("k00290", "late")

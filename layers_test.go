@@ -37,7 +37,7 @@ var floors = []struct {
 	{"wire", []string{"base"}, "protocol.go secure.go transport.go"},
 	{"sync", []string{"base", "store", "wire"}, "access.go admission.go dialer.go handshake.go lineage.go pairing.go report.go schedule.go " +
 		"session.go session_pull.go session_serve.go sync.go syncnow.go turns.go waits.go"},
-	{"door", []string{"base", "store", "wire", "sync"}, "doc.go gate.go options.go replicator.go snapshot.go status.go token.go warnings.go"},
+	{"door", []string{"base", "store", "wire", "sync"}, "doc.go gate.go options.go recent.go replicator.go snapshot.go status.go token.go warnings.go"},
 }
 
 // floorOf tells for each file which floor it is on.

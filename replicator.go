@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/iterator"
@@ -28,6 +29,7 @@ type Replicator struct {
 	gate     gate
 	holds    holds
 	warnings *warnings
+	opened   time.Time
 
 	closing   sync.Mutex // guards the fields below
 	stopped   bool       // background work has ended, and the database was marked as clean
@@ -131,7 +133,7 @@ func start(db *leveldb.DB, o Options) (*Replicator, error) {
 	}
 	settings := o.sync()
 	settings.listener, settings.tls = listener, protect
-	r := &Replicator{db: db, store: d, syncer: startSync(d, settings), maxValue: o.MaxValueSize, options: &o, warnings: kept}
+	r := &Replicator{db: db, store: d, syncer: startSync(d, settings), maxValue: o.MaxValueSize, options: &o, warnings: kept, opened: time.Now()}
 	r.gate.empty = make(chan struct{})
 	if listener != nil {
 		r.addr = listener.Addr()

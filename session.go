@@ -384,6 +384,7 @@ func (s *session) handle(kind byte, payload []byte) error {
 		if !sent {
 			return fmt.Errorf("%w: pong: the token %d was not sent", ErrProtocol, p.token)
 		}
+		inSync := false
 		s.note(func() {
 			s.answers, s.answered, s.peerHead = true, p.token, p.head
 			s.lastGood = time.Now()
@@ -391,7 +392,11 @@ func (s *session) handle(kind byte, payload []byte) error {
 				s.roundTrip, s.pingedAt = max(s.lastGood.Sub(s.pingedAt), 1), time.Time{}
 			}
 			s.lag.heard(p.head, s.merged, s.lastGood)
+			inSync = s.state == StateInSync && s.merged >= p.head
 		})
+		if inSync {
+			s.record.foundInSync(time.Now())
+		}
 	}
 	return nil
 }

@@ -391,6 +391,9 @@ func (u *puller) progressed() {
 			s.state = StatePullingLog
 		}
 	})
+	if s.state == StateInSync { // only this goroutine sets it
+		s.record.foundInSync(time.Now())
+	}
 	if first {
 		s.y.reporterOf(s).caughtUp(s.hello, s.recordsIn.Load(), u.full)
 	}

@@ -391,9 +391,9 @@ func (s *simulation) wrote(n *node, before map[string]replicator.Row, c *crowd) 
 // that were ever made, or something greater.
 func (o *oracle) checkKnown() {
 	o.mu.Lock()
-	var all []replicator.Change
+	var all []replicator.Made
 	for stamp, c := range o.changes {
-		all = append(all, replicator.Change{Key: c.key, Version: replicator.Version{Stamp: stamp, Deleted: c.deleted}})
+		all = append(all, replicator.Made{Key: c.key, Version: replicator.Version{Stamp: stamp, Deleted: c.deleted}})
 	}
 	o.mu.Unlock()
 	for _, n := range o.s.nodes {

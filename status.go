@@ -14,6 +14,9 @@ import (
 // Status is a replica's state at one moment. It marshals to readable JSON.
 type Status struct {
 	ID         DatabaseID     `json:"id"`
+	Name       string         `json:"name,omitempty"`      // Options.Name
+	Opened     time.Time      `json:"opened"`              // when Open was called
+	Closed     bool           `json:"closed,omitempty"`    // Close was called
 	Epoch      Origin         `json:"epoch"`               // of this opening
 	Clock      uint64         `json:"clock"`               // clock of the next local change
 	Head       uint64         `json:"head"`                // sequence of the last log record
@@ -118,6 +121,7 @@ type PeerStatus struct {
 	Scan      *ScanStatus    `json:"scan"`
 
 	LastSuccess time.Time `json:"lastSuccess,omitzero"` // last answer from the peer
+	LastInSync  time.Time `json:"lastInSync,omitzero"`  // when everything that the peer had told of was last found to be merged here, since Open
 	LastError   string    `json:"lastError,omitempty"`
 	NextAttempt time.Time `json:"nextAttempt,omitzero"` // time of the next attempt to dial, while waiting
 
@@ -134,6 +138,9 @@ func (r *Replicator) Status() Status {
 	progress := d.adopter.progress.Load()
 	s := Status{
 		ID:         d.id(),
+		Name:       r.options.Name,
+		Opened:     r.opened,
+		Closed:     r.gate.isClosed(),
 		Epoch:      d.origin(),
 		Clock:      d.commits.visible.clock.Load(),
 		Head:       d.head(),
@@ -245,7 +252,7 @@ func (ps *PeerStatus) describe(d *store, record *peerRecord, s *session) {
 	if record != nil {
 		known = record.summary()
 	}
-	ps.Name = known.name
+	ps.Name, ps.LastInSync = known.name, known.inSync
 	heard, peerHead, t := !known.cursor.checkpoint.isZero(), max(known.cursor.checkpoint.seq, known.cursor.upper.seq), known.traffic
 	var merged, durable vector
 	if s != nil {

@@ -295,3 +295,53 @@ func (l *joinedListener) Close() error {
 	close(l.closed)
 	return errors.Join(l.Listener.Close(), l.other.Close())
 }
+
+// TestStatusOfAnOpening: the name, the time of the opening, and whether it has ended.
+func TestStatusOfAnOpening(t *testing.T) {
+	inSeeded(t, 1, 1, func(t *testing.T, c *cluster) {
+		began := time.Now()
+		n := c.nodes[0]
+		n.open(func(o *replicator.Options) { o.Name = "the first" })
+		r := n.r
+		time.Sleep(time.Minute)
+		s := r.Status()
+		require.Equal(t, "the first", s.Name)
+		require.True(t, s.Opened.Equal(began), s.Opened)
+		require.False(t, s.Closed)
+		n.close()
+		require.True(t, r.Status().Closed)
+	})
+}
+
+// TestStatusLastInSync: it is told when everything that a peer had told of was last here,
+// also after the session has ended.
+func TestStatusLastInSync(t *testing.T) {
+	inSeeded(t, 1, 2, func(t *testing.T, c *cluster) {
+		a, b := c.nodes[0], c.nodes[1]
+		a.peers = []string{"n1"}
+		a.open()
+		time.Sleep(time.Minute)
+		require.Zero(t, a.peer("n1").LastInSync)
+		b.open()
+		require.NoError(t, a.sync())
+		first := a.peer("n1").LastInSync
+		require.WithinDuration(t, time.Now(), first, time.Second)
+
+		time.Sleep(time.Hour) // nothing happens, and pings show it
+		require.WithinDuration(t, time.Now(), a.peer("n1").LastInSync, 15*time.Second)
+
+		b.close()
+		last := a.peer("n1").LastInSync
+		time.Sleep(time.Hour)
+		require.Equal(t, last, a.peer("n1").LastInSync)
+	})
+}
+
+// TestStatusConflictInJSON: names in JSON are lower-case throughout.
+func TestStatusConflictInJSON(t *testing.T) {
+	c := replicator.Conflict{Key: []byte("k"), Won: replicator.Version{Stamp: replicator.Stamp{Clock: 7, Origin: 1 << 63}, Deleted: true}, LostValue: []byte("v")}
+	text, err := json.Marshal(c)
+	require.NoError(t, err)
+	require.JSONEq(t, `{"key": "aw==", "won": {"clock": 7, "origin": "8000000000000000", "deleted": true},
+		"lost": {"clock": 0, "origin": "0000000000000000", "deleted": false}, "lostValue": "dg==", "lostHere": false, "uncertain": false}`, string(text))
+}

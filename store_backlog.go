@@ -170,6 +170,16 @@ func (k *knowledge) backlogSince(seq uint64, visit func(key []byte)) bool {
 	return true
 }
 
+// latest calls visit with the last records, at most n, in their order.
+func (k *knowledge) latest(n int, visit func(*backRecord)) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	b := &k.backlog
+	for i := b.records.len() - min(max(n, 0), b.records.len()); i < b.records.len(); i++ {
+		visit(b.records.at(i))
+	}
+}
+
 // unknownTo returns at most how many records behind a sequence a vector does not
 // cover.
 func (k *knowledge) unknownTo(v vector, seq uint64) (n uint64) {

@@ -18,18 +18,20 @@ import (
 // Conflict is a pair of changes of one key, each made without knowledge of the other. See
 // Options.OnConflict.
 type Conflict struct {
-	Key       []byte
-	Won, Lost Version
+	Key  []byte  `json:"key"`
+	Won  Version `json:"won"`
+	Lost Version `json:"lost"`
 	// WonValue and LostValue are the values of the two changes. They are nil for a
 	// deletion, and where a value is not at hand: a value of more than 64 KiB that has
 	// lost at once was not sent.
-	WonValue, LostValue []byte
+	WonValue  []byte `json:"wonValue,omitempty"`
+	LostValue []byte `json:"lostValue,omitempty"`
 	// LostHere is true if the change that lost is the one that this replica had.
-	LostHere bool
+	LostHere bool `json:"lostHere"`
 	// Uncertain is true if the one that won may have been made with knowledge of the one
 	// that lost. That is so for changes that were made or sent while a replica had a part
 	// only of what another one knew.
-	Uncertain bool
+	Uncertain bool `json:"uncertain"`
 }
 
 const (

@@ -1,11 +1,15 @@
 package replicator
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+
+	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// This file owns the digest of the data that a replica holds.
+// This file owns what is found by reading a whole database: the digest of its data, the
+// number of its keys, and its size.
 
 // Digest summarises the live keys of a replica with their values and stamps. Two
 // replicas with equal digests hold the same data. Deleted keys are left out: of two
@@ -58,4 +62,55 @@ func (d *store) digest(stop func() bool) (Digest, error) {
 	}
 	h.Sum(sum.Sum[:0])
 	return sum, nil
+}
+
+// Count is the number of keys in a database.
+type Count struct {
+	Keys       int // live keys
+	Tombstones int // deleted keys
+}
+
+// Size is how much room a database takes on disk, in bytes. It is approximate: what was
+// written last is not in leveldb's tables yet, and does not count.
+type Size struct {
+	Data  int64 // keys and values
+	Extra int64 // log, index and what else the Replicator keeps
+}
+
+// sizes asks leveldb, which looks at its list of tables.
+func (d *store) sizes() (s Size, err error) {
+	if s.Extra, err = d.engine.size(reservedRange); err != nil {
+		return Size{}, err
+	}
+	all, err := d.engine.size(&util.Range{Limit: lastKey})
+	if err != nil {
+		return Size{}, err
+	}
+	s.Data = max(0, all-s.Extra)
+	return s, nil
+}
+
+// lastKey is above every key that is likely to be there.
+var lastKey = bytes.Repeat([]byte{0xff}, 32)
+
+// count reads the index. It calls stop before each key, and returns its error.
+func (d *store) count(stop func() error) (n Count, err error) {
+	snap, err := d.snapshot()
+	if err != nil {
+		return n, err
+	}
+	defer snap.Release()
+	index := newIndexReader(snap, nil, false)
+	defer index.Release()
+	for index.next() {
+		if err := stop(); err != nil {
+			return n, err
+		}
+		if index.record.Deleted {
+			n.Tombstones++
+		} else {
+			n.Keys++
+		}
+	}
+	return n, index.fault()
 }

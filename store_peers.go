@@ -30,8 +30,9 @@ type peerRecord struct {
 
 	stated stated // since Open
 
-	repeats int     // scans that the peer could not read completely, since Open
-	traffic traffic // of ended sessions, since Open
+	inSync  time.Time // when everything that the peer had told of was last found to be merged, since Open
+	repeats int       // scans that the peer could not read completely, since Open
+	traffic traffic   // of ended sessions, since Open
 }
 
 // stated is what a peer has stated of this replica's log: the place up to which it has
@@ -70,12 +71,13 @@ type peerSummary struct {
 	cursor          cursor
 	merged, durable position
 	traffic         traffic
+	inSync          time.Time
 }
 
 func (p *peerRecord) summary() peerSummary {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return peerSummary{p.name, p.cursor, p.stated.merged, p.stated.durable, p.traffic}
+	return peerSummary{p.name, p.cursor, p.stated.merged, p.stated.durable, p.traffic, p.inSync}
 }
 
 // count adds what a session carried that has ended.
@@ -83,6 +85,13 @@ func (p *peerRecord) count(t traffic) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.traffic.add(t)
+}
+
+// foundInSync notes that everything that the peer has told of is merged.
+func (p *peerRecord) foundInSync(at time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.inSync = at
 }
 
 // metAt reports whether the peer answered at the address once.

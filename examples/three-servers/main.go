@@ -5,6 +5,10 @@
 //
 //	go run ./examples/three-servers
 //
+// With -http, three servers in one process are shown and operated by a browser:
+//
+//	go run ./examples/three-servers -http 127.0.0.1:8080
+//
 // With -server, it is one of the three servers. Start each in its own terminal:
 //
 //	go run ./examples/three-servers -server 1
@@ -38,12 +42,13 @@ func main() {
 // defaultAddrs are the addresses of servers 1, 2 and 3.
 var defaultAddrs = []string{"127.0.0.1:8000", "127.0.0.1:8001", "127.0.0.1:8002"}
 
-// run is the program: the story, or one server.
+// run is the program: the story, the demo, or one server.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
 	flags := flag.NewFlagSet("three-servers", flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // the caller prints the error
 	var c config
 	files := flags.Int("files", 0, "take only the first `N` files into the story; 0 means all")
+	web := flags.String("http", "", "show three servers to a browser at `ADDR`, such as 127.0.0.1:8080")
 	flags.IntVar(&c.number, "server", 0, "be server `N`, 1 to 3, and read commands from standard input")
 	flags.StringVar(&c.dir, "dir", "", "keep the server's data in `DIR`, by default three-servers/server-N in the system's\ntemporary folder")
 	flags.StringVar(&c.listen, "listen", "", "accept peers at `ADDR`, by default 127.0.0.1:8000, 8001 or 8002")
@@ -55,7 +60,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	err := flags.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprintln(stdout, "usage: three-servers [-files N] | -server N [-dir DIR] [-listen ADDR] [-peers A,B]")
+		fmt.Fprintln(stdout, "usage: three-servers [-files N] | -http ADDR | -server N [-dir DIR] [-listen ADDR] [-peers A,B]")
 		flags.SetOutput(stdout)
 		flags.PrintDefaults()
 		return nil
@@ -67,6 +72,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	given := map[string]bool{}
 	flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
 
+	if given["http"] {
+		if len(given) > 1 {
+			return errors.New("-http excludes the other flags")
+		}
+		return demonstrate(ctx, *web, stdout)
+	}
 	if !given["server"] {
 		if given["dir"] || given["listen"] || given["peers"] {
 			return errors.New("-dir, -listen and -peers need -server")

@@ -56,6 +56,8 @@ func TestFlags(t *testing.T) {
 		"dir of a story":    {"-dir x", "need -server"},
 		"files of a server": {"-server 1 -files 3", "exclude each other"},
 		"negative files":    {"-files -1", "must not be negative"},
+		"http and others":   {"-http 127.0.0.1:0 -files 3", "excludes the other flags"},
+		"bad address":       {"-http nowhere", "missing port"},
 		"peer without port": {"-server 1 -dir DIR -listen 127.0.0.1:0 -peers 127.0.0.1", "missing port"},
 		"not loopback":      {"-server 1 -dir DIR -listen 192.0.2.1:8000", "not a loopback address"},
 	} {

@@ -331,12 +331,19 @@ func (n *node) replaceDisk(disk *simtest.Disk) {
 }
 
 // kill ends the process at this moment; what was written is still there.
-func (n *node) kill() { n.replaceDisk(n.disk.Copy()) }
+func (n *node) kill() { n.die(n.disk.Copy) }
 
 // powerCut ends the machine at this moment; what was not synced may be lost.
 func (n *node) powerCut() {
-	n.replaceDisk(n.disk.PowerCut(simtest.Tear(n.c.rng)))
+	n.die(func() *simtest.Disk { return n.disk.PowerCut(simtest.Tear(n.c.rng)) })
 	n.boot = n.c.newBoot()
+}
+
+// die ends the node, and has it go on from what its disk holds at this moment. It is cut
+// off before, or what it does between that moment and its end could be told to others.
+func (n *node) die(disk func() *simtest.Disk) {
+	defer n.c.net.CutOff(n.name)()
+	n.replaceDisk(disk())
 }
 
 func (n *node) put(key, value string) {

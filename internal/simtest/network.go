@@ -127,6 +127,25 @@ func (n *Network) Isolate(host string) {
 	n.update(func() { n.groups[host] = "only " + host })
 }
 
+// CutOff is Isolate until restore is called, which puts host back into its group.
+func (n *Network) CutOff(host string) (restore func()) {
+	var group string
+	var grouped bool
+	n.update(func() {
+		group, grouped = n.groups[host]
+		n.groups[host] = "only " + host
+	})
+	return func() {
+		n.update(func() {
+			if grouped {
+				n.groups[host] = group
+			} else {
+				delete(n.groups, host)
+			}
+		})
+	}
+}
+
 // Heal ends a partition. Connections it has cut remain so.
 func (n *Network) Heal() {
 	n.update(func() { clear(n.groups) })

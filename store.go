@@ -24,8 +24,10 @@ type store struct {
 	adopter   *adopter
 	durable   durability
 	conflicts conflicts
+	sums      sums
 	first     atomic.Pointer[firstSync]
-	imaged    time.Time // when an epoch began because of an image; belongs to the commit section
+	recovered atomic.Bool // what recovered files lack is yet to be pulled
+	imaged    time.Time   // when an epoch began because of an image; belongs to the commit section
 
 	ctx    context.Context // done when the background work must end
 	cancel context.CancelFunc
@@ -76,6 +78,7 @@ func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
 	d.wg.Go(func() { d.adopter.run(d.ctx) })
 	d.wg.Go(func() { d.sweep(d.ctx) })
 	d.wg.Go(func() { d.keepDurable(d.ctx) })
+	d.wg.Go(func() { d.keepLive(d.ctx) })
 	if d.conflicts.handler != nil {
 		d.wg.Go(func() { d.conflicts.run(d.ctx) })
 	}
@@ -99,6 +102,8 @@ func newStore(op *opening, settings storeSettings) *store {
 	d.commits.publish()
 	d.durable.load(op.durable)
 	d.adopter = newAdopter(d, op.adopt)
+	d.sums = newSums()
+	d.recovered.Store(op.recovered)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d
 }

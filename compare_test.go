@@ -3,11 +3,13 @@ package replicator_test
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"testing"
 	"time"
 
 	"github.com/level-replicator/replicator"
 	"github.com/stretchr/testify/require"
+	"github.com/syndtr/goleveldb/leveldb"
 )
 
 // compare is Compare, with a minute's time.
@@ -89,4 +91,78 @@ func TestCompareFindsWhatVectorsHide(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestCompareCosts has two replicas of many keys differ in a hundred, and counts the
+// bytes, and the rows of the index, that it takes to find and to repair these.
+func TestCompareCosts(t *testing.T) {
+	t.Parallel()
+	keys := budget(30_000, 100_000, 1_000_000)
+	const differ = 100
+	dbs := []*leveldb.DB{memDB(t), memDB(t)}
+	r := openPlain(t, dbs[0], "")
+	for i := 0; i < keys; {
+		b := leveldb.MakeBatch(1 << 20)
+		for range 5000 {
+			b.Put(fmt.Appendf(nil, "key %012d", i), fmt.Appendf(nil, "value %094d", i))
+			i++
+		}
+		require.NoError(t, r.Write(b, nil))
+	}
+	require.NoError(t, r.Close())
+	open := func(i int, o replicator.Options) (*replicator.Replicator, func() int64) {
+		o.Listen = "127.0.0.1:0"
+		counted, rows := replicator.CountIndexRows(o)
+		r, err := replicator.Open(dbs[i], counted)
+		require.NoError(t, err)
+		return r, rows
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	source, _ := open(0, replicator.Options{})
+	n, _ := open(1, replicator.Options{Peers: map[string]replicator.Meta{source.Addr().String(): nil}})
+	require.NoError(t, n.SyncNow(ctx))
+	require.NoError(t, n.Close())
+	require.NoError(t, source.Close())
+	lost := [2][]string{}
+	rng := rand.New(rand.NewPCG(1, 1))
+	for i, k := range rng.Perm(keys)[:differ] {
+		lost[i%2] = append(lost[i%2], fmt.Sprintf("key %012d", k))
+	}
+	for i := range lost {
+		require.NoError(t, replicator.LoseKeys(dbs[i], lost[i]...))
+	}
+
+	source, sourceRows := open(0, replicator.Options{})
+	defer source.Close()
+	addr := source.Addr().String()
+	n, rows := open(1, replicator.Options{Peers: map[string]replicator.Meta{addr: nil}})
+	defer n.Close()
+	require.NoError(t, n.SyncNow(ctx))
+	require.NoError(t, source.SyncNow(ctx))
+	measure := func(what string, work func() (replicator.Difference, error)) (int64, int64) {
+		bytes := func() int64 { p := n.Status().Peers[0]; return p.BytesIn + p.BytesOut }
+		before, read, began := bytes(), rows()+sourceRows(), time.Now()
+		d, err := work()
+		require.NoError(t, err)
+		require.Equal(t, differ, d.Keys)
+		require.Equal(t, differ/2, d.LaterHere)
+		traffic, scans := bytes()-before, rows()+sourceRows()-read
+		t.Logf("%s: %v, %d bytes, %d rows read of %d", what, time.Since(began), traffic, scans, keys)
+		return traffic, scans
+	}
+	traffic, scans := measure("compare", func() (replicator.Difference, error) { return n.Compare(ctx, addr) })
+	require.Less(t, traffic, int64(256<<10))
+	require.Less(t, scans, int64(2*keys+2*keys/5))
+	traffic, scans = measure("repair", func() (replicator.Difference, error) { return n.Repair(ctx, addr) })
+	require.Less(t, traffic, int64(256<<10))
+	require.Less(t, scans, int64(2*keys+2*keys/5))
+	d, err := n.Compare(ctx, addr)
+	require.NoError(t, err)
+	require.True(t, d.Equal)
+	first, err := source.Digest()
+	require.NoError(t, err)
+	second, err := n.Digest()
+	require.NoError(t, err)
+	require.Equal(t, first, second)
 }

@@ -454,11 +454,15 @@ func LoseKeys(db *leveldb.DB, keys ...string) error {
 	return db.Write(&b, withSync)
 }
 
-// CountIndexRows has the reading of index rows counted, by all but lookups.
-func CountIndexRows(r *Replicator) func() int64 {
-	e := &countingEngine{engine: r.store.engine}
-	r.store.engine = e
-	return e.rows.Load
+// CountIndexRows returns the options, and has the index rows counted that are read from
+// snapshots, one after the other.
+func CountIndexRows(o Options) (*Options, func() int64) {
+	var e countingEngine
+	o.engine = func(of engine) engine {
+		e.engine = of
+		return &e
+	}
+	return &o, e.rows.Load
 }
 
 type countingEngine struct {

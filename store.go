@@ -55,9 +55,10 @@ type storeSettings struct {
 	bootID       string
 	backlog      int // bytes
 	durableEvery time.Duration
-	pageEntries  int           // maximum number of entries in a page
-	rescan       func() bool   // for tests: decides whether a long log scan becomes a scan in key order
-	origins      func() Origin // for tests: takes the place of newOrigin
+	pageEntries  int                 // maximum number of entries in a page
+	rescan       func() bool         // for tests: decides whether a long log scan becomes a scan in key order
+	origins      func() Origin       // for tests: takes the place of newOrigin
+	engine       func(engine) engine // for tests: wraps the database
 }
 
 // drawOrigin names a new epoch.
@@ -70,7 +71,11 @@ func (s *storeSettings) drawOrigin() Origin {
 
 // openStore opens the store of a database and starts its background work.
 func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
-	op, err := readOpening(&levelEngine{DB: db}, &settings)
+	var e engine = &levelEngine{DB: db}
+	if settings.engine != nil {
+		e = settings.engine(e)
+	}
+	op, err := readOpening(e, &settings)
 	if err != nil {
 		return nil, err
 	}

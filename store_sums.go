@@ -333,7 +333,9 @@ func (v *sumsView) tally(ctx context.Context, r keyRange) (t tally, err error) {
 		count(r)
 		return t, err
 	}
-	count(keyRange{r.lower, v.list[first].start})
+	if first > 0 {
+		count(keyRange{r.lower, v.list[first].start})
+	}
 	for i := first; i < last; i++ {
 		t.add(v.list[i].all)
 	}

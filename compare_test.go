@@ -2,8 +2,11 @@ package replicator_test
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -165,4 +168,710 @@ func TestCompareCosts(t *testing.T) {
 	second, err := n.Digest()
 	require.NoError(t, err)
 	require.Equal(t, first, second)
+}
+
+// TestCompareWhileAllWrite compares replicas again and again while all of them write, to
+// a few keys and to new ones: what is under way is no difference.
+func TestCompareWhileAllWrite(t *testing.T) {
+	t.Parallel()
+	eachSeed(t, budget(2, 4, 40), func(t *testing.T, seed int64) {
+		inSeeded(t, seed, 3, func(t *testing.T, c *cluster) {
+			c.mesh()
+			c.open()
+			c.nodes[0].fill("key", 0, 300, 10)
+			c.converge()
+			done := make(chan struct{})
+			var writers sync.WaitGroup
+			for i, n := range c.nodes {
+				rng := rand.New(rand.NewPCG(uint64(seed), uint64(i)))
+				writers.Go(func() {
+					for k := 0; ; k++ {
+						select {
+						case <-done:
+							return
+						case <-time.After(time.Duration(rng.IntN(3000)) * time.Microsecond):
+						}
+						key := fmt.Appendf(nil, "key%05d", rng.IntN(320))
+						switch rng.IntN(6) {
+						case 0:
+							require.NoError(t, n.r.Delete(key, nil))
+						case 1:
+							require.NoError(t, n.r.Put(fmt.Appendf(nil, "%d of %s", k, n.name), key, nil))
+						default:
+							require.NoError(t, n.r.Put(key, fmt.Appendf(nil, "%d of %s", k, n.name), nil))
+						}
+					}
+				})
+			}
+			for i := range 12 {
+				n, peer := c.nodes[i%3], c.nodes[(i+1)%3]
+				work := n.compare
+				if i > 8 {
+					work = n.repair
+				}
+				d, err := work(peer.name)
+				require.NoError(t, err)
+				require.Equal(t, replicator.Difference{Equal: true}, d, "%s and %s", n.name, peer.name)
+			}
+			close(done)
+			writers.Wait()
+			c.converge()
+			c.nodes[0].requireEqualTo(c.nodes[2])
+		})
+	})
+}
+
+// TestRepairWhileAllWrite has replicas that lost keys repaired while both write.
+func TestRepairWhileAllWrite(t *testing.T) {
+	t.Parallel()
+	eachSeed(t, budget(2, 4, 40), func(t *testing.T, seed int64) {
+		inPair(t, seed, func(t *testing.T, c *cluster, source, n *node) {
+			c.link(0, 1)
+			c.open()
+			source.fill("key", 0, 2000, 10)
+			c.converge()
+			var lost [2][]string
+			for i, k := range c.rng.Perm(2000)[:400] {
+				lost[i%2] = append(lost[i%2], fmt.Sprintf("key%05d", k))
+			}
+			n.lose(lost[0]...)
+			source.lose(lost[1]...)
+			done := make(chan struct{})
+			var writers sync.WaitGroup
+			for i, n := range c.nodes {
+				rng := rand.New(rand.NewPCG(uint64(seed), uint64(i)))
+				writers.Go(func() {
+					for k := 0; ; k++ {
+						select {
+						case <-done:
+							return
+						case <-time.After(time.Duration(rng.IntN(1000)) * time.Microsecond):
+						}
+						require.NoError(t, n.r.Put(fmt.Appendf(nil, "key%05d", rng.IntN(2000)), fmt.Appendf(nil, "%d of %s", k, n.name), nil))
+					}
+				})
+			}
+			d, err := n.repair("n0")
+			require.NoError(t, err)
+			require.Greater(t, d.Keys, 300) // some were written again
+			require.Equal(t, d.Keys, d.Repaired)
+			close(done)
+			writers.Wait()
+			c.converge()
+			n.requireEqualTo(source)
+		})
+	})
+}
+
+// TestRepairIsPartOfNoVector: a repaired key is not sent on to others, whose vectors claim
+// to know it, but each of them can be repaired.
+func TestRepairReachesOnePeer(t *testing.T) {
+	t.Parallel()
+	inCluster(t, 3, func(t *testing.T, c *cluster) {
+		c.mesh()
+		c.open()
+		c.nodes[0].fill("key", 0, 100, 10)
+		c.converge()
+		for _, n := range c.nodes[1:] {
+			n.lose("key00042")
+		}
+		d, err := c.nodes[1].repair("n0")
+		require.NoError(t, err)
+		require.Equal(t, 1, d.Repaired)
+		require.NoError(t, c.nodes[2].sync())
+		d, err = c.nodes[2].compare("n1")
+		require.NoError(t, err)
+		require.Equal(t, 1, d.LaterThere)
+		d, err = c.nodes[0].repair("n2")
+		require.NoError(t, err)
+		require.Equal(t, 1, d.LaterHere)
+		require.Equal(t, 1, d.Repaired)
+		require.True(t, c.equal())
+	})
+}
+
+// TestCompareDeletions: a deletion that one side has seen, and does not have, is no
+// difference; a key that one side has and the other one has deleted is.
+func TestCompareDeletions(t *testing.T) {
+	t.Parallel()
+	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		c.link(0, 1)
+		c.open()
+		source.fill("key", 0, 1000, 10)
+		c.converge()
+		source.delete("key00007")
+		source.delete("key00500")
+		n.delete("key00900")
+		c.converge()
+		n.lose("key00007")
+		source.lose("key00900")
+		require.False(t, c.equal()) // of the deletions
+		n.requireEqualTo(source)
+
+		// The one side has forgotten the deletion and has the value again.
+		n.close()
+		require.NoError(t, n.openDB())
+		require.NoError(t, replicator.LoseKeys(n.db, "key00500"))
+		require.NoError(t, replicator.PlaceKey(n.db, "key00500", "back", replicator.Stamp{Clock: 3, Origin: 1<<63 | 9}))
+		require.NoError(t, n.db.Close())
+		n.open()
+		d, err := n.compare("n0")
+		require.NoError(t, err)
+		require.Equal(t, replicator.Difference{Keys: 1, LaterThere: 1, Sample: [][]byte{[]byte("key00500")}}, d)
+		d, err = source.repair("n1")
+		require.NoError(t, err)
+		require.Equal(t, 1, d.Repaired)
+		require.Equal(t, 1, d.LaterHere)
+		n.requireEqualTo(source)
+		_, found := n.get("key00500")
+		require.False(t, found)
+	})
+}
+
+// TestCompareAccess: a replica with read-only access takes, and is not taken from. What
+// the other side lacks for that stays a difference.
+func TestCompareAccess(t *testing.T) {
+	t.Parallel()
+	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		c.link(0, 1)
+		source.open(func(o *replicator.Options) {
+			o.Authorize = func(replicator.PeerInfo) (replicator.Access, error) { return replicator.ReadOnly, nil }
+		})
+		n.open()
+		source.fill("key", 0, 600, 10)
+		n.fill("own", 0, 3, 10)
+		require.NoError(t, n.sync())
+		for round, work := range []func(string) (replicator.Difference, error){n.compare, n.repair} {
+			d, err := work("n0")
+			require.NoError(t, err)
+			require.Equal(t, 3, d.Keys, round)
+			require.Equal(t, 3, d.LaterHere, round)
+			require.Zero(t, d.Repaired, round)
+		}
+		n.close()
+		require.NoError(t, n.openDB())
+		require.NoError(t, replicator.LoseKeys(n.db, "key00007", "key00008"))
+		require.NoError(t, n.db.Close())
+		n.open()
+		require.NoError(t, n.sync())
+		d, err := source.compare("n1")
+		require.NoError(t, err)
+		require.Equal(t, 5, d.Keys)
+		require.Equal(t, 2, d.LaterHere)
+		d, err = source.repair("n1")
+		require.NoError(t, err)
+		require.Equal(t, 5, d.Keys)
+		require.Equal(t, 2, d.Repaired) // nothing of the peer is merged here
+		_, found := source.get("own00000")
+		require.False(t, found)
+		_, found = n.get("key00007")
+		require.True(t, found)
+		d, err = n.repair("n0")
+		require.NoError(t, err)
+		require.Equal(t, replicator.Difference{Keys: 3, LaterHere: 3, Sample: d.Sample}, d)
+	})
+}
+
+// TestCompareNames: a peer is named by a configured address, or by id or name of a session.
+func TestCompareNames(t *testing.T) {
+	t.Parallel()
+	inCluster(t, 3, func(t *testing.T, c *cluster) {
+		source := c.nodes[0]
+		c.link(1, 0)
+		c.link(2, 0)
+		source.open()
+		for i, n := range c.nodes[1:] {
+			n.open(dialOnly, func(o *replicator.Options) { o.Name = []string{"till", "cellar"}[i] })
+		}
+		source.fill("key", 0, 10, 10)
+		c.converge()
+		for _, name := range []string{"till", "cellar", c.nodes[1].r.Status().ID.String()} {
+			d, err := source.compare(name)
+			require.NoError(t, err, name)
+			require.True(t, d.Equal)
+		}
+		for _, name := range []string{"", "attic", "n1", replicator.DatabaseID{1}.String()} {
+			_, err := source.compare(name)
+			require.ErrorIs(t, err, replicator.ErrUnknownPeer, name)
+		}
+		c.nodes[2].close()
+		c.nodes[2].open(dialOnly, func(o *replicator.Options) { o.Name = "till" })
+		require.NoError(t, c.nodes[2].sync())
+		_, err := source.compare("till")
+		require.ErrorIs(t, err, replicator.ErrUnknownPeer)
+		require.ErrorContains(t, err, "use the id")
+
+		// An address that nobody answers at.
+		require.NoError(t, source.r.AddPeer("nobody", nil))
+		_, err = source.compare("nobody")
+		var failed *replicator.PeerError
+		require.ErrorAs(t, err, &failed)
+		require.Equal(t, "dial", failed.Op)
+	})
+}
+
+// TestCompareEnds: a comparison outlives its session, and ends with its context, or with
+// either Replicator.
+func TestCompareEnds(t *testing.T) {
+	t.Parallel()
+	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		var hook func(kind byte)
+		n.open(tapped(func(kind byte) {
+			if hook != nil {
+				hook(kind)
+			}
+		}))
+		source.open()
+		source.fill("key", 0, 9000, 10)
+		c.converge()
+		lost := []string{"key00001", "key01500", "key08999"}
+		source.lose(lost...)
+		require.NoError(t, n.sync())
+		require.NoError(t, source.sync())
+
+		asked := 0
+		hook = func(kind byte) {
+			if kind != wireQuestion {
+				return
+			}
+			if asked++; asked == 2 {
+				c.net.Partition([]string{"n0"}, []string{"n1"})
+				c.net.Heal()
+			}
+		}
+		d, err := n.compare("n0")
+		require.NoError(t, err)
+		require.Equal(t, 3, d.Keys)
+		require.Greater(t, asked, 3)
+
+		ctx, cancel := context.WithCancel(context.Background())
+		hook = func(kind byte) {
+			if kind == wireQuestion {
+				cancel()
+			}
+		}
+		_, err = n.r.Compare(ctx, "n0")
+		require.ErrorIs(t, err, context.Canceled)
+		hook = nil
+		d, err = n.compare("n0") // which gets the answer of the one before first
+		require.NoError(t, err)
+		require.Equal(t, 3, d.Keys)
+
+		ctx, cancel = context.WithCancel(context.Background())
+		hook = func(kind byte) {
+			if kind == wireOffer {
+				cancel()
+			}
+		}
+		_, err = n.r.Repair(ctx, "n0")
+		require.ErrorIs(t, err, context.Canceled)
+		hook = nil
+		d, err = n.repair("n0")
+		require.NoError(t, err)
+		require.LessOrEqual(t, d.Keys, 3)
+		require.Equal(t, d.Keys, d.Repaired)
+		d, err = n.compare("n0")
+		require.NoError(t, err)
+		require.True(t, d.Equal)
+
+		closed := make(chan struct{})
+		hook = func(kind byte) {
+			if kind == wireQuestion {
+				hook = nil
+				go func() {
+					defer close(closed)
+					n.close()
+				}()
+				time.Sleep(10 * time.Millisecond)
+			}
+		}
+		r := n.r
+		_, err = r.Compare(context.Background(), "n0")
+		require.ErrorIs(t, err, replicator.ErrClosed)
+		<-closed
+		_, err = r.Repair(context.Background(), "n0")
+		require.ErrorIs(t, err, replicator.ErrClosed)
+	})
+}
+
+// TestCompareOfVeryDifferent: a replica that lacks nearly everything, or has nearly
+// everything alone, is told of all of it, page by page, and repaired.
+func TestCompareOfVeryDifferent(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ here, there int }{
+		"nearly nothing here":  {3, 4000},
+		"nearly nothing there": {4000, 3},
+		"two halves":           {2000, 2000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inPair(t, 1, func(t *testing.T, cl *cluster, source, n *node) {
+				cl.link(0, 1)
+				cl.open()
+				source.fill("key", 0, 4000, 10)
+				cl.converge()
+				var lost [2][]string
+				for i := range 4000 {
+					if i >= c.here {
+						lost[0] = append(lost[0], fmt.Sprintf("key%05d", i))
+					}
+					if 4000-i > c.there {
+						lost[1] = append(lost[1], fmt.Sprintf("key%05d", i))
+					}
+				}
+				n.lose(lost[0]...)
+				source.lose(lost[1]...)
+				d, err := n.compare("n0")
+				require.NoError(t, err)
+				require.Equal(t, len(lost[0])-max(0, 4000-c.here-c.there), d.LaterThere)
+				require.Equal(t, len(lost[1])-max(0, 4000-c.here-c.there), d.LaterHere)
+				require.Len(t, d.Sample, 32)
+				found := d.Keys
+				d, err = n.repair("n0")
+				require.NoError(t, err)
+				require.Equal(t, found, d.Keys)
+				require.Equal(t, found, d.Repaired)
+				n.requireEqualTo(source)
+				require.True(t, cl.equal())
+			})
+		})
+	}
+}
+
+// TestCompareLargeValues: values of every size are repaired, both ways.
+func TestCompareLargeValues(t *testing.T) {
+	t.Parallel()
+	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		c.link(0, 1)
+		c.open()
+		sizes := []int{0, 1, 64 << 10, 64<<10 + 1, 1 << 20, 3 << 20}
+		var keys []string
+		for i, size := range sizes {
+			keys = append(keys, fmt.Sprint("key", i))
+			source.put(keys[i], strings.Repeat("v", size))
+		}
+		source.put("long"+strings.Repeat("k", replicator.MaxKeySize-4), "v")
+		keys = append(keys, "long"+strings.Repeat("k", replicator.MaxKeySize-4))
+		c.converge()
+		n.lose(keys[:3]...)
+		source.lose(keys[3:]...)
+		d, err := n.repair("n0")
+		require.NoError(t, err)
+		require.Equal(t, len(keys), d.Repaired)
+		require.True(t, c.equal())
+		c.check()
+	})
+}
+
+// TestCompareAdoption: while one side has keys that are not in its index yet, nothing can
+// be said.
+func TestCompareAdoption(t *testing.T) {
+	t.Parallel()
+	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		c.link(0, 1)
+		fillDisk(t, source.disk, numbered("old", 20_000, "value"))
+		n.open()
+		source.openSlowly()
+		require.False(t, source.adopted())
+		for _, pair := range [][2]*node{{n, source}, {source, n}} {
+			_, err := pair[0].compare(pair[1].name)
+			require.ErrorContains(t, err, "still being adopted")
+		}
+		until(t, "adopted", source.adopted)
+		n.requireEqualTo(source)
+	})
+}
+
+// patient has a node wait longer than a snapshot is kept.
+func patient(o *replicator.Options) { o.Timeout = 2 * time.Minute }
+
+// TestCompareSlowly: the snapshot of a comparison that is not gone on with is given back,
+// and the comparison goes on with another.
+func TestCompareSlowly(t *testing.T) {
+	t.Parallel()
+	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		questions := 0
+		n.open(tapped(func(kind byte) {
+			if kind == wireQuestion {
+				if questions++; questions == 2 {
+					time.Sleep(40 * time.Second)
+				}
+			}
+		}), patient)
+		source.open(patient)
+		source.fill("key", 0, 9000, 10)
+		c.converge()
+		source.lose("key00001", "key04500", "key08999")
+		source.close()
+		source.open(patient)
+		require.NoError(t, n.sync())
+		d, err := n.r.Repair(context.Background(), "n0")
+		require.NoError(t, err)
+		require.Greater(t, questions, 2)
+		require.Equal(t, 3, d.Repaired)
+		d, err = n.compare("n0")
+		require.NoError(t, err)
+		require.True(t, d.Equal)
+	})
+}
+
+// TestRecoveredPullsDifferences: a replica whose files were recovered pulls what it lacks,
+// and not all.
+func TestRecoveredPullsDifferences(t *testing.T) {
+	t.Parallel()
+	for _, lose := range []int{0, 30, 3000} {
+		t.Run(fmt.Sprint(lose), func(t *testing.T) {
+			inCluster(t, 3, func(t *testing.T, c *cluster) {
+				c.mesh()
+				c.open()
+				source, n := c.nodes[0], c.nodes[1]
+				source.fill("key", 0, 3000, 100)
+				source.delete("key00700")
+				n.fill("own", 0, 20, 100)
+				c.converge()
+				n.close()
+				require.NoError(t, n.openDB())
+				for i := range lose {
+					require.NoError(t, replicator.LoseKeys(n.db, fmt.Sprintf("key%05d", i*3000/max(lose, 1))))
+				}
+				require.NoError(t, n.db.Close())
+				n.recovered = true
+				source.put("new", "while it was away")
+				n.open()
+				require.NoError(t, n.sync())
+				in := int64(0)
+				for _, p := range n.r.Status().Peers {
+					in += p.RecordsIn
+				}
+				require.LessOrEqual(t, in, int64(lose+100))
+				c.converge()
+				source.put("later", "as ever")
+				n.arrives("later", "as ever")
+				n.requireEqualTo(source)
+				n.requireEqualTo(c.nodes[2])
+
+				// It is as any other again: the next opening pulls nothing.
+				n.close()
+				n.open()
+				require.NoError(t, n.sync())
+				for _, p := range n.r.Status().Peers {
+					require.LessOrEqual(t, p.RecordsIn, int64(1), p.Addr)
+				}
+			})
+		})
+	}
+}
+
+// TestRecoveredIsKilled: until what recovered files lack is here, each opening asks for
+// it.
+func TestRecoveredIsKilled(t *testing.T) {
+	t.Parallel()
+	eachSeed(t, budget(3, 10, 100), func(t *testing.T, seed int64) {
+		inPair(t, seed, func(t *testing.T, c *cluster, source, n *node) {
+			c.link(0, 1)
+			c.open()
+			source.fill("key", 0, 3000, 100)
+			c.converge()
+			n.close()
+			require.NoError(t, n.openDB())
+			for i := range 1000 {
+				require.NoError(t, replicator.LoseKeys(n.db, fmt.Sprintf("key%05d", i*3)))
+			}
+			require.NoError(t, n.db.Close())
+			n.recovered = true
+			for range 4 {
+				n.open()
+				time.Sleep(time.Duration(c.rng.IntN(1000)) * time.Microsecond * time.Duration(1+c.rng.IntN(20)))
+				if c.rng.IntN(2) == 0 {
+					n.kill()
+				} else {
+					n.powerCut()
+				}
+				if c.rng.IntN(3) == 0 {
+					source.put(fmt.Sprint("during ", c.rng.IntN(3)), "this")
+				}
+			}
+			c.converge()
+			n.requireEqualTo(source)
+		})
+	})
+}
+
+// TestStatusFingerprint: equal replicas show the same, and the fingerprint follows
+// changes, at most once a minute.
+func TestStatusFingerprint(t *testing.T) {
+	t.Parallel()
+	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		c.link(0, 1)
+		c.open()
+		show := func(n *node) *replicator.FingerprintStatus { return n.r.Status().Fingerprint }
+		upToDate := func(n *node) bool {
+			shown := show(n)
+			return shown != nil && shown.Head == n.r.Status().Head
+		}
+		require.Nil(t, show(source))
+		source.fill("key", 0, 100, 10)
+		c.converge()
+		until(t, "both are up to date", func() bool { time.Sleep(time.Second); return upToDate(source) && upToDate(n) })
+		require.EqualValues(t, 100, show(source).Keys)
+		require.Equal(t, show(source).Sum, show(n).Sum)
+		require.Len(t, show(source).Sum, 32)
+		before := show(source)
+
+		source.put("key00007", "another value")
+		source.delete("key00008")
+		c.converge()
+		require.Equal(t, before, show(source)) // it was made a moment ago
+		time.Sleep(time.Minute)
+		show(source)
+		show(n)
+		until(t, "both are up to date", func() bool { return upToDate(source) && upToDate(n) })
+		require.EqualValues(t, 99, show(source).Keys)
+		require.Equal(t, show(source).Sum, show(n).Sum)
+		require.NotEqual(t, before.Sum, show(source).Sum)
+
+		// A deletion that only one side keeps does not show.
+		n.lose("key00008")
+		show(n)
+		until(t, "it is up to date", func() bool { return upToDate(n) })
+		require.Equal(t, show(source).Sum, show(n).Sum)
+		n.lose("key00009")
+		show(n)
+		until(t, "it is up to date", func() bool { return upToDate(n) })
+		require.NotEqual(t, show(source).Sum, show(n).Sum)
+	})
+}
+
+// wireReplyTo is a reply with findings, and without entries.
+func wireReplyTo(first bool, hi wireHi, findings []byte) []byte {
+	b := []byte{0}
+	if first {
+		b = wireStamps(append(wirePlace([]byte{1}, hi.epoch, 2), 0))
+	}
+	b = append(binary.AppendUvarint(b, uint64(len(findings))), findings...)
+	return append(b, 0)
+}
+
+// TestCompareWithLiars compares with peers whose fingerprints never match, or who break
+// the rules: a comparison ends, and so does the session of who breaks them.
+func TestCompareWithLiars(t *testing.T) {
+	t.Parallel()
+	const same, differs, records = 0, 1, 2
+	const keys = 2000
+	all := func(finding byte) func(asked []uint64, first bool) []byte {
+		return func(asked []uint64, _ bool) []byte { return []byte(strings.Repeat(string(finding), len(asked))) }
+	}
+	for name, c := range map[string]struct {
+		findings func(asked []uint64, first bool) []byte
+		keys     int
+		says     string // by bye
+	}{
+		"never the same": {func(asked []uint64, _ bool) (findings []byte) {
+			for _, n := range asked {
+				if n > 32 {
+					findings = append(findings, differs)
+				} else {
+					findings = append(findings, records)
+				}
+			}
+			return findings
+		}, keys + 1, ""},
+		"one at a time": {func(asked []uint64, _ bool) []byte {
+			if asked[0] > 32 {
+				return []byte{differs}
+			}
+			return []byte{records}
+		}, keys + 1, ""},
+		"always the same":    {all(same), 0, ""},
+		"nothing of it":      {all(records), keys + 1, ""},
+		"few differ":         {all(differs), 0, "no records of a range"},
+		"unknown":            {all(3), 0, "finding 3"},
+		"more than asked":    {func(asked []uint64, _ bool) []byte { return make([]byte, len(asked)+1) }, 0, "257 findings"},
+		"nothing is replied": {func([]uint64, bool) []byte { return nil }, 0, "0 findings"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t, nil)
+			b := new(leveldb.Batch)
+			for i := range keys {
+				b.Put(fmt.Appendf(nil, "key%05d", i), []byte("value"))
+			}
+			require.NoError(t, h.Write(b, nil))
+			head, hi := h.Status().Head, newWireHi()
+			hi.name = "liar"
+			p := dialWire(t, h.Addr())
+			p.join(hi)
+			p.say(wirePage, wireFullPage(hi.epoch, 2))
+			p.say(wirePull, append(binary.AppendUvarint([]byte{4 | 1}, 1+2*head), 0)) // all is merged
+			said := make(chan string, 1)
+			go func() {
+				first := true
+				for {
+					k, payload, err := p.hear()
+					if err != nil {
+						said <- ""
+						return
+					}
+					switch k {
+					case wireBye:
+						said <- string(payload)
+						return
+					case wirePing:
+						p.say(wirePong, binary.AppendUvarint(payload, 2))
+					case wireQuestion:
+						asked, err := replicator.AskedNumbers(payload)
+						if err != nil {
+							said <- err.Error()
+							return
+						}
+						reply := wireReplyTo(first, hi, c.findings(asked, first))
+						if first { // it had merged all
+							reply = wireStamps(binary.AppendUvarint(wirePlace([]byte{1}, hi.epoch, 2), 1+2*head))
+							reply = append(wireReplyFindings(reply, c.findings(asked, first)), 0)
+						}
+						p.say(wireReply, reply)
+						first = false
+					}
+				}
+			}()
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			d, err := h.Compare(ctx, "liar")
+			if c.says == "" {
+				require.NoError(t, err)
+				require.Equal(t, c.keys, d.Keys)
+				p.Close()
+				<-said
+			} else {
+				require.Error(t, err)
+				require.Contains(t, <-said, c.says)
+			}
+			h.goesOn()
+		})
+	}
+}
+
+func wireReplyFindings(b, findings []byte) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(findings))), findings...)
+}
+
+// TestOffersOfReaders: who may only pull may offer nothing, and may ask.
+func TestOffersOfReaders(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, func(o *replicator.Options) {
+		o.Authorize = func(replicator.PeerInfo) (replicator.Access, error) { return replicator.ReadOnly, nil }
+	})
+	p, hi := dialWire(t, h.Addr()), newWireHi()
+	p.say(wireHello, hi.payload())
+	p.await(wireHello, 0)
+	p.say(wireAccept, []byte{1})
+	p.say(wireQuestion, []byte{1, 1, 2, 0}) // first; one range, of everything; nothing in it
+	reply := p.await(wireReply, 0)
+	require.Contains(t, string(reply), "key")
+	before := h.all()
+	p.say(wireOffer, wireBytes([]byte{1}, "key"))
+	code, text := p.awaitBye()
+	require.EqualValues(t, 1, code)
+	require.Contains(t, text, "read-only access")
+	require.Equal(t, before, h.all())
+	require.NoError(t, replicator.CheckConsistent(h.Replicator))
 }

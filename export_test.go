@@ -454,6 +454,15 @@ func LoseKeys(db *leveldb.DB, keys ...string) error {
 	return db.Write(&b, withSync)
 }
 
+// PlaceKey gives a database that no Replicator has open a value, with a stamp and no
+// log record.
+func PlaceKey(db *leveldb.DB, key, value string, stamp Stamp) error {
+	var b leveldb.Batch
+	b.Put([]byte(key), []byte(value))
+	b.Put(indexKey([]byte(key)), appendIndexRecord(nil, Version{Stamp: stamp}, 1))
+	return db.Write(&b, withSync)
+}
+
 // CountIndexRows returns the options, and has the index rows counted that are read from
 // snapshots, one after the other.
 func CountIndexRows(o Options) (*Options, func() int64) {
@@ -496,4 +505,13 @@ type countingIterator struct {
 func (i *countingIterator) Next() bool {
 	i.e.rows.Add(1)
 	return i.Iterator.Next()
+}
+
+// AskedNumbers returns the numbers of records that a question states.
+func AskedNumbers(payload []byte) (numbers []uint64, err error) {
+	q, err := parseQuestion(payload, 0)
+	for i := range q.ranges {
+		numbers = append(numbers, q.ranges[i].n)
+	}
+	return numbers, err
 }

@@ -139,9 +139,9 @@ func (y *syncer) settle(ctx context.Context, s *session) (head uint64, err error
 	for {
 		stated := y.waits.next()
 		s.mu.Lock()
-		granted, changed := s.granted, s.changed
+		mergesAll, changed := s.mergesAll(), s.changed
 		s.mu.Unlock()
-		if granted != nil && *granted == ReadOnly {
+		if !mergesAll {
 			return of.head, nil
 		}
 		if _, history := y.store.position(); s.hasMerged(history, of.head) {
@@ -165,6 +165,12 @@ func (s *session) hasMerged(history history, head uint64) bool {
 	return at.by == s.hello.epoch && at.to == s.own.id && !at.merged.isZero() && at.merged.seq >= head && history.contains(at.merged, maxSequence)
 }
 
+// mergesAll reports whether the peer may merge this replica's log, and can. The caller
+// holds mu.
+func (s *session) mergesAll() bool {
+	return !s.leftOut && (s.granted == nil || *s.granted == ReadWrite)
+}
+
 // mayGive reports whether the peer merges what it is given.
 func (s *session) mayGive() bool {
 	s.mu.Lock()
@@ -185,6 +191,13 @@ func (s *session) compareTo(ctx context.Context, d *Difference, head uint64, rep
 		return err
 	}
 	defer s.asking.giveBack()
+	// Close waits for this call, and must not wait for a frame that the peer does not take.
+	stop := context.AfterFunc(ctx, func() {
+		if err := context.Cause(ctx); errors.Is(err, ErrClosed) {
+			s.cancel(err)
+		}
+	})
+	defer stop()
 	err := s.compareAsking(ctx, d, head, repair)
 	if errors.Is(err, ErrProtocol) || errors.Is(err, ErrClock) || errors.Is(err, errImage) {
 		s.cancel(err)
@@ -223,8 +236,11 @@ func (s *session) compareAsking(ctx context.Context, d *Difference, head uint64,
 			return r, err
 		}
 		_, history := s.store.position()
+		s.mu.Lock()
+		mergesAll := s.mergesAll()
+		s.mu.Unlock()
 		switch {
-		case !s.mayGive():
+		case !mergesAll:
 			r.merged = position{} // nothing of this replica is under way there
 		case r.merged.seq < head || !history.contains(r.merged, maxSequence):
 			err = errMoved

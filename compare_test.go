@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -874,4 +876,119 @@ func TestOffersOfReaders(t *testing.T) {
 	require.Contains(t, text, "read-only access")
 	require.Equal(t, before, h.all())
 	require.NoError(t, replicator.CheckConsistent(h.Replicator))
+}
+
+// TestCompareUnreadable: a replica that cannot read all of its own, so that its peers get
+// to no checkpoint, is compared all the same.
+func TestCompareUnreadable(t *testing.T) {
+	t.Parallel()
+	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		c.link(0, 1)
+		c.open()
+		source.fill("key", 0, 500, 10)
+		c.converge()
+		n.close()
+		source.fill("new", 0, 3, 10)
+		source.close()
+		require.NoError(t, source.openDB())
+		require.NoError(t, source.db.Delete([]byte("new00001"), nil))
+		require.NoError(t, replicator.LoseKeys(source.db, "key00001"))
+		require.NoError(t, source.db.Close())
+		c.open()
+		for _, pair := range [][2]*node{{n, source}, {source, n}} {
+			d, err := pair[0].compare(pair[1].name)
+			require.NoError(t, err)
+			require.Equal(t, 2, d.Keys)
+			require.Equal(t, "key00001", string(d.Sample[0]))
+			require.Equal(t, "new00001", string(d.Sample[1]))
+		}
+		d, err := n.repair("n0")
+		require.NoError(t, err)
+		require.Equal(t, 2, d.Keys)
+		require.Equal(t, 1, d.Repaired)
+	})
+}
+
+// TestRecoveredFromUnreadable: recovered files do not take for complete what their peer
+// could not read.
+func TestRecoveredFromUnreadable(t *testing.T) {
+	t.Parallel()
+	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		c.link(0, 1)
+		c.open()
+		source.fill("key", 0, 500, 10)
+		c.converge()
+		for _, n := range c.nodes {
+			n.close()
+			require.NoError(t, n.openDB())
+			if n == source {
+				require.NoError(t, n.db.Delete([]byte("key00007"), nil))
+			} else {
+				require.NoError(t, replicator.LoseKeys(n.db, "key00007", "key00008"))
+			}
+			require.NoError(t, n.db.Close())
+		}
+		n.recovered = true
+		c.open()
+		until(t, "it is incomplete", func() bool { return n.peer("n0").State == "incomplete" })
+		_, found := n.get("key00008")
+		require.True(t, found)
+		require.Error(t, n.sync())
+	})
+}
+
+// stuckConn is a connection that takes nothing any more once it is stuck.
+type stuckConn struct {
+	net.Conn
+	stuck  *atomic.Bool
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (c *stuckConn) Write(p []byte) (int, error) {
+	if c.stuck.Load() {
+		<-c.closed
+	}
+	return c.Conn.Write(p)
+}
+
+func (c *stuckConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+// TestClosedDuringCompare: Close does not wait for a peer that takes no question.
+func TestClosedDuringCompare(t *testing.T) {
+	t.Parallel()
+	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		var stuck atomic.Bool
+		asked := make(chan struct{}, 1)
+		source.open()
+		n.open(func(o *replicator.Options) {
+			dial := o.Dial
+			o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+				conn, err := dial(ctx, addr)
+				if err != nil {
+					return nil, err
+				}
+				tap := &frameTap{Conn: &stuckConn{Conn: conn, stuck: &stuck, closed: make(chan struct{})}}
+				tap.hook = func(kind byte) {
+					if kind == wireQuestion {
+						stuck.Store(true)
+						asked <- struct{}{}
+					}
+				}
+				return tap, nil
+			}
+		})
+		source.fill("key", 0, 100, 10)
+		require.NoError(t, n.sync())
+		r, failed := n.r, make(chan error, 1)
+		go func() { failed <- second(r.Compare(context.Background(), "n0")) }()
+		<-asked
+		began := time.Now()
+		n.close()
+		require.Less(t, time.Since(began), 2*time.Second)
+		require.ErrorIs(t, <-failed, replicator.ErrClosed)
+	})
 }

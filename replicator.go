@@ -361,8 +361,10 @@ func (r *Replicator) SyncNow(ctx context.Context) error { return r.syncer.syncNo
 // difference. Then it trusts neither logs nor vectors: it compares fingerprints of ranges
 // of keys, of the versions of all keys and deletions, and asks for the records of ranges
 // that differ. That costs each side one reading of its index and, for a hundred
-// differing keys of a million, about 150 KiB of traffic. A deletion that one side has seen, and does
-// not keep any more, is no difference. Values are not looked at; see Digest.
+// differing keys of a million, about 150 KiB of traffic. A reading serves all comparisons
+// for a minute; what changed since follows from the log. A deletion that one side has
+// seen, and does not keep any more, is no difference. Values are not looked at; see
+// Digest.
 //
 // It returns the error of ctx, ErrClosed, ErrUnknownPeer, or a *PeerError. While keys are
 // being adopted on one of the sides, it fails; see Status.

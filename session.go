@@ -129,6 +129,7 @@ type session struct {
 	state      State
 	caughtUp   bool // in this session, once
 	incomplete bool // the peer could not read something
+	leftOut    bool // this side could not read something that the peer asked for
 	lastGood   time.Time
 	pingedAt   time.Time     // when a ping was sent that is yet to be answered; zero: none is
 	roundTrip  time.Duration // of the last ping; 0: unknown

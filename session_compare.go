@@ -218,17 +218,18 @@ func (u *puller) pullDifferences() (bool, error) {
 		return false, err
 	}
 	defer view.Release()
+	if view.whole().all.n == 0 {
+		return false, nil // a first sync is faster
+	}
 	taker := s.newTaker()
-	came := 0
 	c := &comparison{d: s.store, values: true, view: view, ask: func(q *question) (*reply, error) { return s.ask(s.ctx, q) }}
 	c.found = func(pairs []pair) error {
 		entries := lacking(pairs)
 		s.recordsIn.Add(int64(len(entries)))
-		n, err := taker.takeFound(c.peer, entries)
-		came += n
+		_, err := taker.takeFound(c.peer, entries)
 		return err
 	}
-	if err := c.run(s.ctx); errors.Is(err, errAdopting) || err == nil && c.moved {
+	if err := c.run(s.ctx); errors.Is(err, errAdopting) || err == nil && (c.moved || taker.lacked) {
 		return false, nil
 	} else if err != nil {
 		return false, err

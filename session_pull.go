@@ -32,6 +32,7 @@ type puller struct {
 	incomplete bool   // something was left out: nothing that was merged since counts
 	stale      uint64 // entries of the last page that were not needed
 	fetched    int    // entries that came in answers to fetches
+	lacked     bool   // something was fetched that the peer could not read
 }
 
 func newPuller(s *session) *puller {
@@ -386,6 +387,7 @@ func (u *puller) fetchKeys(keys [][]byte) (answered uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
+	u.lacked = u.lacked || v.incomplete
 	if v.incomplete && !u.incomplete {
 		u.incomplete = true
 		u.repeatLater()

@@ -107,11 +107,13 @@ func (c *comparer) tell(r *reply, asked *rangeQuestion, values bool, data *walke
 		}
 		e := entry{key: index.key, Version: index.record.Version, later: !c.merged.isZero() && index.record.seq > c.merged.seq}
 		if !e.Deleted {
-			if data.find(index.key) {
+			here := data.find(index.key)
+			if here {
 				e.value = data.Value()
 			}
-			// Before a value that was adopted, the adoption has to be told.
-			if e.absent = !values || len(e.value) > inlineSize || e.adopted(); e.absent {
+			// Before a value that was adopted, the adoption has to be told. One that is
+			// missing is told of when it is fetched.
+			if e.absent = !here || !values || len(e.value) > inlineSize || e.adopted(); e.absent {
 				e.size = uint64(len(e.value))
 			}
 		}

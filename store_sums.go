@@ -200,7 +200,10 @@ func sumUp(ctx context.Context, db reader, before *stretches, head uint64) (*str
 	dirty := map[int]bool{}
 	log := newLogReader(db, before.head, head)
 	defer log.Release()
-	for log.next() {
+	for n := 1; log.next(); n++ {
+		if n%1000 == 0 && ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		dirty[before.find(log.key)] = true
 	}
 	if err := log.fault(); err != nil {

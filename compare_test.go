@@ -180,6 +180,13 @@ func TestCompareWhileAllWrite(t *testing.T) {
 		inSeeded(t, seed, 3, func(t *testing.T, c *cluster) {
 			c.mesh()
 			c.open()
+			for _, a := range c.nodes {
+				for _, b := range c.nodes {
+					if a != b {
+						c.net.SetDelay(a.name, b.name, time.Duration(c.rng.IntN(20))*time.Millisecond)
+					}
+				}
+			}
 			c.nodes[0].fill("key", 0, 300, 10)
 			c.converge()
 			done := make(chan struct{})
@@ -445,6 +452,12 @@ func TestCompareEnds(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 3, d.Keys)
 		require.Greater(t, asked, 3)
+		const many = 100 // not cut again
+		asked = many
+		d, err = n.compare("n0")
+		require.NoError(t, err)
+		require.Equal(t, 3, d.Keys)
+		undisturbed := asked - many
 
 		ctx, cancel := context.WithCancel(context.Background())
 		hook = func(kind byte) {
@@ -454,10 +467,16 @@ func TestCompareEnds(t *testing.T) {
 		}
 		_, err = n.r.Compare(ctx, "n0")
 		require.ErrorIs(t, err, context.Canceled)
-		hook = nil
-		d, err = n.compare("n0") // which gets the answer of the one before first
+		asked = 0
+		hook = func(kind byte) {
+			if kind == wireQuestion {
+				asked++
+			}
+		}
+		d, err = n.compare("n0") // which gets the answer to the one before first
 		require.NoError(t, err)
 		require.Equal(t, 3, d.Keys)
+		require.Equal(t, undisturbed, asked)
 
 		ctx, cancel = context.WithCancel(context.Background())
 		hook = func(kind byte) {
@@ -653,6 +672,10 @@ func TestRecoveredPullsDifferences(t *testing.T) {
 
 				// It is as any other again: the next opening pulls nothing.
 				n.close()
+				require.NoError(t, n.openDB())
+				_, err := n.db.Get([]byte(reservedPrefix+"mrecovered"), nil)
+				require.ErrorIs(t, err, leveldb.ErrNotFound)
+				require.NoError(t, n.db.Close())
 				n.open()
 				require.NoError(t, n.sync())
 				for _, p := range n.r.Status().Peers {
@@ -924,7 +947,9 @@ func TestRecoveredFromUnreadable(t *testing.T) {
 			if n == source {
 				require.NoError(t, n.db.Delete([]byte("key00007"), nil))
 			} else {
-				require.NoError(t, replicator.LoseKeys(n.db, "key00007", "key00008"))
+				for i := range 30 {
+					require.NoError(t, replicator.LoseKeys(n.db, fmt.Sprintf("key%05d", i)))
+				}
 			}
 			require.NoError(t, n.db.Close())
 		}
@@ -933,6 +958,8 @@ func TestRecoveredFromUnreadable(t *testing.T) {
 		until(t, "it is incomplete", func() bool { return n.peer("n0").State == "incomplete" })
 		_, found := n.get("key00008")
 		require.True(t, found)
+		_, found = n.get("key00007")
+		require.False(t, found)
 		require.Error(t, n.sync())
 	})
 }
@@ -990,5 +1017,58 @@ func TestClosedDuringCompare(t *testing.T) {
 		n.close()
 		require.Less(t, time.Since(began), 2*time.Second)
 		require.ErrorIs(t, <-failed, replicator.ErrClosed)
+	})
+}
+
+// TestRecoveredSlowly: recovered files that are compared to one snapshot of the peer and
+// then to another are not taken to be complete: a key may have changed behind the first.
+func TestRecoveredSlowly(t *testing.T) {
+	t.Parallel()
+	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		source.open(patient)
+		n.open(patient)
+		source.fill("key", 0, 9000, 10)
+		c.converge()
+		n.close()
+		require.NoError(t, n.openDB())
+		require.NoError(t, replicator.LoseKeys(n.db, "key00001", "key04500", "key08999"))
+		require.NoError(t, n.db.Close())
+		n.recovered = true
+		questions := 0
+		n.open(patient, tapped(func(kind byte) {
+			if kind == wireQuestion {
+				if questions++; questions == 2 {
+					source.put("key03000", "changed")
+					time.Sleep(40 * time.Second)
+				}
+			}
+		}))
+		n.arrives("key03000", "changed")
+		require.NoError(t, n.sync())
+		require.Greater(t, questions, 2)
+		c.converge()
+	})
+}
+
+// TestFingerprintOfAFirstSync: sums follow what was written without a log.
+func TestFingerprintOfAFirstSync(t *testing.T) {
+	t.Parallel()
+	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		source.open()
+		n.open()
+		until(t, "the empty one is known", func() bool { return n.r.Status().Fingerprint != nil })
+		c.net.Isolate("n1")
+		source.fill("key", 0, 800, 10)
+		c.converge()
+		time.Sleep(time.Minute)
+		until(t, "both are up to date", func() bool {
+			for _, n := range c.nodes {
+				if shown := n.r.Status().Fingerprint; shown == nil || shown.Head != n.r.Status().Head {
+					return false
+				}
+			}
+			return true
+		})
+		require.Equal(t, source.r.Status().Fingerprint.Sum, n.r.Status().Fingerprint.Sum)
 	})
 }

@@ -69,7 +69,7 @@ const (
 // one snapshot.
 type question struct {
 	first  bool     // a comparison begins
-	values bool     // send small values along where the asking side has nothing
+	values bool     // send small values along where the asking side lacks most
 	merged position // with first, if it is one: the peer's log is merged up to here
 	ranges []rangeQuestion
 }

@@ -83,7 +83,7 @@ func (c *comparer) answer(ctx context.Context, q *question, to sink) (r reply, e
 			break // there is at least one finding
 		}
 		r.findings = append(r.findings, findingRecords)
-		if entries, err = c.tell(&r, asked, q.values && asked.n == 0, data, entries, to); err != nil {
+		if entries, err = c.tell(&r, asked, q.values && here.n > 2*asked.n, data, entries, to); err != nil {
 			return r, 0, err
 		}
 		if r.part {
@@ -141,7 +141,7 @@ func (p *pair) isLater() bool {
 // comparison finds the keys in which a peer differs, by asking it. It believes no vector.
 type comparison struct {
 	d      *store
-	values bool // the peer sends small values along where there is nothing here
+	values bool // the peer sends small values along where most is missing here
 	view   *sumsView
 	ask    func(*question) (*reply, error)
 	// found is called with keys that are not the same, in ascending order.

@@ -189,8 +189,13 @@ func TestCompareWhileAllWrite(t *testing.T) {
 			}
 			c.nodes[0].fill("key", 0, 300, 10)
 			c.converge()
-			done := make(chan struct{})
 			var writers sync.WaitGroup
+			done := make(chan struct{})
+			stop := sync.OnceFunc(func() {
+				close(done)
+				writers.Wait()
+			})
+			defer stop()
 			for i, n := range c.nodes {
 				rng := rand.New(rand.NewPCG(uint64(seed), uint64(i)))
 				writers.Go(func() {
@@ -222,8 +227,7 @@ func TestCompareWhileAllWrite(t *testing.T) {
 				require.NoError(t, err)
 				require.Equal(t, replicator.Difference{Equal: true}, d, "%s and %s", n.name, peer.name)
 			}
-			close(done)
-			writers.Wait()
+			stop()
 			c.converge()
 			c.nodes[0].requireEqualTo(c.nodes[2])
 		})
@@ -245,8 +249,13 @@ func TestRepairWhileAllWrite(t *testing.T) {
 			}
 			n.lose(lost[0]...)
 			source.lose(lost[1]...)
-			done := make(chan struct{})
 			var writers sync.WaitGroup
+			done := make(chan struct{})
+			stop := sync.OnceFunc(func() {
+				close(done)
+				writers.Wait()
+			})
+			defer stop()
 			for i, n := range c.nodes {
 				rng := rand.New(rand.NewPCG(uint64(seed), uint64(i)))
 				writers.Go(func() {
@@ -264,8 +273,7 @@ func TestRepairWhileAllWrite(t *testing.T) {
 			require.NoError(t, err)
 			require.Greater(t, d.Keys, 300) // some were written again
 			require.Equal(t, d.Keys, d.Repaired)
-			close(done)
-			writers.Wait()
+			stop()
 			c.converge()
 			n.requireEqualTo(source)
 		})

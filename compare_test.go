@@ -774,16 +774,6 @@ func TestStatusFingerprint(t *testing.T) {
 	})
 }
 
-// wireReplyTo is a reply with findings, and without entries.
-func wireReplyTo(first bool, hi wireHi, findings []byte) []byte {
-	b := []byte{0}
-	if first {
-		b = wireStamps(append(wirePlace([]byte{1}, hi.epoch, 2), 0))
-	}
-	b = append(binary.AppendUvarint(b, uint64(len(findings))), findings...)
-	return append(b, 0)
-}
-
 // TestCompareWithLiars compares with peers whose fingerprints never match, or who break
 // the rules: a comparison ends, and so does the session of who breaks them.
 func TestCompareWithLiars(t *testing.T) {
@@ -797,7 +787,11 @@ func TestCompareWithLiars(t *testing.T) {
 		findings func(asked []uint64, first bool) []byte
 		keys     int
 		says     string // by bye
+		entries  []wireEntry
 	}{
+		"a clock ahead":  {all(records), 0, "at most", []wireEntry{{key: "key00000", clock: farAhead, origin: 1<<63 | 5, value: "v"}}},
+		"a reserved key": {all(records), 0, "reserved", []wireEntry{{key: "\xffreplicator\xffm", clock: 1, origin: 1<<63 | 5, value: "v"}}},
+		"not asked for":  {func(asked []uint64, _ bool) []byte { return []byte{same} }, 0, "was not asked for", []wireEntry{{key: "key00000", clock: 1, origin: 1<<63 | 5, value: "v"}}},
 		"never the same": {func(asked []uint64, _ bool) (findings []byte) {
 			for _, n := range asked {
 				if n > 32 {
@@ -807,19 +801,19 @@ func TestCompareWithLiars(t *testing.T) {
 				}
 			}
 			return findings
-		}, keys + 1, ""},
+		}, keys + 1, "", nil},
 		"one at a time": {func(asked []uint64, _ bool) []byte {
 			if asked[0] > 32 {
 				return []byte{differs}
 			}
 			return []byte{records}
-		}, keys + 1, ""},
-		"always the same":    {all(same), 0, ""},
-		"nothing of it":      {all(records), keys + 1, ""},
-		"few differ":         {all(differs), 0, "no records of a range"},
-		"unknown":            {all(3), 0, "finding 3"},
-		"more than asked":    {func(asked []uint64, _ bool) []byte { return make([]byte, len(asked)+1) }, 0, "257 findings"},
-		"nothing is replied": {func([]uint64, bool) []byte { return nil }, 0, "0 findings"},
+		}, keys + 1, "", nil},
+		"always the same":    {all(same), 0, "", nil},
+		"nothing of it":      {all(records), keys + 1, "", nil},
+		"few differ":         {all(differs), 0, "no records of a range", nil},
+		"unknown":            {all(3), 0, "finding 3", nil},
+		"more than asked":    {func(asked []uint64, _ bool) []byte { return make([]byte, len(asked)+1) }, 0, "257 findings", nil},
+		"nothing is replied": {func([]uint64, bool) []byte { return nil }, 0, "0 findings", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -856,10 +850,15 @@ func TestCompareWithLiars(t *testing.T) {
 							said <- err.Error()
 							return
 						}
-						reply := wireReplyTo(first, hi, c.findings(asked, first))
+						reply := []byte{0}
 						if first { // it had merged all
 							reply = wireStamps(binary.AppendUvarint(wirePlace([]byte{1}, hi.epoch, 2), 1+2*head))
-							reply = append(wireReplyFindings(reply, c.findings(asked, first)), 0)
+						}
+						findings := c.findings(asked, first)
+						reply = append(binary.AppendUvarint(reply, uint64(len(findings))), findings...)
+						reply = binary.AppendUvarint(reply, uint64(len(c.entries)))
+						for _, e := range c.entries {
+							reply = e.append(reply)
 						}
 						p.say(wireReply, reply)
 						first = false
@@ -881,10 +880,6 @@ func TestCompareWithLiars(t *testing.T) {
 			h.goesOn()
 		})
 	}
-}
-
-func wireReplyFindings(b, findings []byte) []byte {
-	return append(binary.AppendUvarint(b, uint64(len(findings))), findings...)
 }
 
 // TestOffersOfReaders: who may only pull may offer nothing, and may ask.

@@ -1057,10 +1057,10 @@ func TestRecoveredSlowly(t *testing.T) {
 func TestFingerprintOfAFirstSync(t *testing.T) {
 	t.Parallel()
 	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		c.net.Isolate("n1")
 		source.open()
 		n.open()
 		until(t, "the empty one is known", func() bool { return n.r.Status().Fingerprint != nil })
-		c.net.Isolate("n1")
 		source.fill("key", 0, 800, 10)
 		c.converge()
 		time.Sleep(time.Minute)
@@ -1072,6 +1072,8 @@ func TestFingerprintOfAFirstSync(t *testing.T) {
 			}
 			return true
 		})
+		require.EqualValues(t, 800, n.r.Status().Fingerprint.Keys)
 		require.Equal(t, source.r.Status().Fingerprint.Sum, n.r.Status().Fingerprint.Sum)
+		require.Greater(t, n.r.Status().Floor, uint64(1))
 	})
 }

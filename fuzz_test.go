@@ -26,6 +26,10 @@ func FuzzValues(f *testing.F)    { fuzzMessage(f, frameValues) }
 func FuzzPing(f *testing.F)      { fuzzMessage(f, framePing) }
 func FuzzPong(f *testing.F)      { fuzzMessage(f, framePong) }
 func FuzzAck(f *testing.F)       { fuzzMessage(f, frameAck) }
+func FuzzQuestion(f *testing.F)  { fuzzMessage(f, frameQuestion) }
+func FuzzReply(f *testing.F)     { fuzzMessage(f, frameReply) }
+func FuzzOffer(f *testing.F)     { fuzzMessage(f, frameOffer) }
+func FuzzTaken(f *testing.F)     { fuzzMessage(f, frameTaken) }
 
 // fuzzMessage parses what no peer should have sent: it never panics, allocates little,
 // every error has its sentinel, what is accepted is in bounds and reads back as it was.
@@ -54,6 +58,15 @@ func fuzzMessage(f *testing.F, kind byte) {
 			entries = m.entries
 		case *values:
 			entries = m.entries
+		case *reply:
+			entries = m.entries
+			require.LessOrEqual(t, len(m.findings), maxRanges)
+		case *question:
+			require.LessOrEqual(t, len(m.ranges), maxRanges)
+			for i, r := range m.ranges {
+				require.False(t, r.isEmpty())
+				require.True(t, i == 0 || bytes.Compare(m.ranges[i-1].upper, r.lower) <= 0)
+			}
 		}
 		for i := range entries {
 			e := &entries[i]
@@ -97,6 +110,14 @@ func parseOnly(kind byte, b []byte, maxValue int) {
 		parsePong(b)
 	case frameAck:
 		parseAck(b, wireOtherEpoch, wireEpoch)
+	case frameQuestion:
+		parseQuestion(b, wireOtherEpoch)
+	case frameReply:
+		parseReply(b, maxValue, wireEpoch, wireOtherEpoch)
+	case frameOffer:
+		parseOffer(b)
+	case frameTaken:
+		parseTaken(b)
 	}
 }
 

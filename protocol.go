@@ -29,6 +29,10 @@ const (
 	framePong      = 12 // the sender's head
 	frameAck       = 13 // what is durable at the sender
 	frameFlush     = 14 // asks the receiver to make everything durable, and to say so
+	frameQuestion  = 15 // asks whether the receiver has the same in ranges of keys
+	frameReply     = 16 // answers a question
+	frameOffer     = 17 // keys of which the sender has what the receiver lacks
+	frameTaken     = 18 // answers an offer
 )
 
 const (
@@ -490,7 +494,7 @@ func parsePage(b []byte, maxValue int, epoch Origin) (p page, err error) {
 	case scanKeys:
 		p.key = r.bytes(MaxKeySize)
 	}
-	p.entries = r.entries(maxValue, epoch)
+	p.entries = r.entries(maxValue, epoch, entryFlags)
 	return p, wrapProtocol("page", r.finish())
 }
 
@@ -519,7 +523,7 @@ func parseValues(b []byte, maxValue int, epoch Origin) (v values, err error) {
 	if flags&valuesUnsure != 0 {
 		v.heard = r.stamps(epoch)
 	}
-	v.entries = r.entries(maxValue, epoch)
+	v.entries = r.entries(maxValue, epoch, entryFlags)
 	return v, wrapProtocol("values", r.finish())
 }
 
@@ -539,6 +543,7 @@ const (
 	entryDeleted    = 1
 	entrySameOrigin = 2 // as the entry before or, for the first, the sender's epoch
 	entryAbsent     = 4 // the size stands in for the value
+	entryLater      = 8 // it stands behind what the receiver has merged; in a reply
 
 	entryFlags = entryDeleted | entrySameOrigin | entryAbsent
 )
@@ -555,6 +560,9 @@ func appendEntry(dst []byte, e *entry, previous Origin) []byte {
 	}
 	if e.absent {
 		flags |= entryAbsent
+	}
+	if e.later {
+		flags |= entryLater
 	}
 	dst = append(dst, flags)
 	dst = binary.AppendUvarint(dst, e.Clock)
@@ -631,7 +639,7 @@ func (w *entryWriter) behind(header []byte) [][]byte {
 
 // entries reads a count and as many entries. What can't be stored here, or is
 // out of order, is an error.
-func (r *decoder) entries(maxValue int, previous Origin) []entry {
+func (r *decoder) entries(maxValue int, previous Origin, flags uint64) []entry {
 	const minEntry = 3 // bytes
 	n := r.uvarint()
 	if n > maxPageEntries {
@@ -645,7 +653,7 @@ func (r *decoder) entries(maxValue int, previous Origin) []entry {
 	entries := make([]entry, n)
 	for i := range entries {
 		e := &entries[i]
-		r.entry(e, previous, maxValue)
+		r.entry(e, previous, maxValue, flags)
 		previous = e.Origin
 		if r.err == nil && i > 0 && bytes.Compare(entries[i-1].key, e.key) >= 0 {
 			r.fail(fmt.Errorf("key %.64q is not above the one before it", e.key))
@@ -657,10 +665,10 @@ func (r *decoder) entries(maxValue int, previous Origin) []entry {
 	return entries
 }
 
-func (r *decoder) entry(e *entry, previous Origin, maxValue int) {
+func (r *decoder) entry(e *entry, previous Origin, maxValue int, known uint64) {
 	flags := r.byte()
-	r.knownFlags(uint64(flags), entryFlags)
-	e.Deleted, e.absent = flags&entryDeleted != 0, flags&entryAbsent != 0
+	r.knownFlags(uint64(flags), known)
+	e.Deleted, e.absent, e.later = flags&entryDeleted != 0, flags&entryAbsent != 0, flags&entryLater != 0
 	e.Clock = r.uvarint()
 	e.Origin = previous
 	if flags&entrySameOrigin == 0 {

@@ -438,3 +438,14 @@ func KeepWarnings(to *slog.Logger) (*slog.Logger, func() []Warning) {
 	w := new(warnings)
 	return w.logger(to), w.all
 }
+
+// AwaitStranger has a replica know a peer that never comes.
+func AwaitStranger(r *Replicator) {
+	r.store.remember(DatabaseID{1}, &peerRecord{heardAt: time.Now()})
+}
+
+// WithExpiry returns the options with a time after which it is looked what has expired.
+func WithExpiry(o Options, every time.Duration) *Options {
+	o.expireEvery = every
+	return &o
+}

@@ -310,6 +310,7 @@ func (s *session) handle(kind byte, payload []byte) error {
 		}
 		granted := Access(access)
 		s.note(func() { s.granted = &granted })
+		s.states(func(of *stated) { of.deaf = granted == ReadOnly })
 		if granted == ReadOnly {
 			s.y.settings.logger.Warn("replicator: this replica has read-only access at a peer: its own changes are not merged there",
 				"peer", s.addr, "id", s.hello.id)
@@ -371,6 +372,7 @@ func (s *session) handle(kind byte, payload []byte) error {
 			}
 			s.lag.heard(p.head, s.merged, s.lastGood)
 		})
+		s.record.isSeen()
 	}
 	return nil
 }

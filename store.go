@@ -24,6 +24,7 @@ type store struct {
 	adopter   *adopter
 	durable   durability
 	conflicts conflicts
+	expiry    expiry
 	first     atomic.Pointer[firstSync]
 	imaged    time.Time // when an epoch began because of an image; belongs to the commit section
 
@@ -53,6 +54,7 @@ type storeSettings struct {
 	bootID       string
 	backlog      int // bytes
 	durableEvery time.Duration
+	expiry       expirySettings
 	pageEntries  int           // maximum number of entries in a page
 	rescan       func() bool   // for tests: decides whether a long log scan becomes a scan in key order
 	origins      func() Origin // for tests: takes the place of newOrigin
@@ -74,7 +76,7 @@ func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
 	}
 	d := newStore(op, settings)
 	d.wg.Go(func() { d.adopter.run(d.ctx) })
-	d.wg.Go(func() { d.sweep(d.ctx) })
+	d.wg.Go(func() { d.expire(d.ctx) })
 	d.wg.Go(func() { d.keepDurable(d.ctx) })
 	if d.conflicts.handler != nil {
 		d.wg.Go(func() { d.conflicts.run(d.ctx) })
@@ -91,13 +93,14 @@ func newStore(op *opening, settings storeSettings) *store {
 	origin := op.history[len(op.history)-1].origin
 	d.commits.section = section{
 		c: &d.commits, d: d, origin: origin, batch: new(leveldb.Batch),
-		clock: op.clock, above: op.clock.next, head: op.head, floor: op.floor, records: op.records,
+		clock: op.clock, above: op.clock.next, head: op.head, floor: op.floor, expired: op.expired, records: op.records,
 	}
 	d.conflicts = conflicts{handler: settings.onConflict, wake: make(chan struct{}, 1)}
 	d.known.load(op, origin, settings.backlog)
 	d.commits.published = d.publish
 	d.commits.publish()
 	d.durable.load(op.durable)
+	d.expiry.marks = op.marks
 	d.adopter = newAdopter(d, op.adopt)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d

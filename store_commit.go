@@ -47,8 +47,8 @@ type committer struct {
 
 	// visible is published for readers after each commit.
 	visible struct {
-		head, floor, clock, above atomic.Uint64
-		records                   atomic.Int64
+		head, floor, expired, clock, above atomic.Uint64
+		records                            atomic.Int64
 	}
 	latency [len(latencyBounds) + 1]atomic.Uint64 // number of commits by how long their write took
 	failed  atomic.Pointer[error]
@@ -230,6 +230,7 @@ func (c *committer) publish() {
 	x := &c.section
 	c.visible.records.Store(x.records)
 	c.visible.floor.Store(x.floor)
+	c.visible.expired.Store(x.expired)
 	c.visible.clock.Store(x.clock.next)
 	c.visible.above.Store(x.above)
 	c.visible.head.Store(x.head)
@@ -320,13 +321,14 @@ type section struct {
 	clock   clock
 	head    uint64 // sequence of the last record, including those gathered
 	floor   uint64 // records below it are not served, and are being removed
+	expired uint64 // the last floor below which records were that had expired; 1: there was none
 	records int64  // number of log records in the database, including those gathered
 	own     uint64 // one above the greatest clock of a change made in this epoch; 0: there is none
 	above   uint64 // one above the greatest clock of a record that was ever committed
 
 	start struct {
-		head, own, above, floor uint64
-		records                 int64
+		head, own, above, floor, expired uint64
+		records                          int64
 	}
 	keyBuf, rowBuf []byte // scratch
 }
@@ -336,12 +338,14 @@ func (x *section) begin() {
 	x.changes = x.changes[:0]
 	x.rises, x.learned, x.epoch, x.ended, x.first = x.rises[:0], nil, nil, nil, false
 	x.heard, x.hears, x.conflicts = x.heard[:0], nil, nil
-	x.start.head, x.start.records, x.start.own, x.start.above, x.start.floor = x.head, x.records, x.own, x.above, x.floor
+	x.start.head, x.start.records, x.start.own, x.start.above = x.head, x.records, x.own, x.above
+	x.start.floor, x.start.expired = x.floor, x.expired
 }
 
 // undo discards the gathered changes.
 func (x *section) undo() {
-	x.head, x.records, x.own, x.above, x.floor = x.start.head, x.start.records, x.start.own, x.start.above, x.start.floor
+	x.head, x.records, x.own, x.above = x.start.head, x.start.records, x.start.own, x.start.above
+	x.floor, x.expired = x.start.floor, x.start.expired
 }
 
 // end releases memory that the next group is unlikely to need.

@@ -30,6 +30,9 @@ type peerRecord struct {
 
 	stated stated // since Open
 
+	heardAt time.Time // when it was last heard of
+	savedAt time.Time // what the row says of that
+
 	repeats int     // scans that the peer could not read completely, since Open
 	traffic traffic // of ended sessions, since Open
 }
@@ -45,6 +48,7 @@ type stated struct {
 	by              Origin     // the peer's epoch
 	to              DatabaseID // this replica's id
 	merged, durable position
+	deaf            bool // it will not merge anything: this replica has read-only access there
 }
 
 const (
@@ -107,6 +111,36 @@ func (p *peerRecord) begins(by Origin, to DatabaseID) {
 	if p.stated.by != by || p.stated.to != to {
 		p.stated = stated{by: by, to: to}
 	}
+	p.heardAt = time.Now()
+}
+
+// isSeen notes that the peer was heard of.
+func (p *peerRecord) isSeen() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.heardAt = time.Now()
+}
+
+// seenSince reports whether the peer was heard of later than its row says, by more than
+// some time.
+func (p *peerRecord) seenSince(precision time.Duration) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.heardAt.Sub(p.savedAt) >= precision
+}
+
+// delays returns what the log is kept for, if the peer is waited for.
+func (p *peerRecord) delays(id, to DatabaseID, now time.Time, age time.Duration) *delayer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stated.deaf || age > 0 && now.Sub(p.heardAt) >= age {
+		return nil
+	}
+	h := &delayer{id: id, name: p.name, seen: p.heardAt}
+	if p.stated.to == to {
+		h.merged = p.stated.merged.seq
+	}
+	return h
 }
 
 // state notes what the peer states, in a session that began with by and to. The newest
@@ -116,6 +150,7 @@ func (p *peerRecord) state(by Origin, to DatabaseID, change func(*stated)) {
 	defer p.mu.Unlock()
 	if p.stated.by == by && p.stated.to == to {
 		change(&p.stated)
+		p.heardAt = time.Now()
 	}
 }
 
@@ -195,7 +230,7 @@ func (p *peerRecord) save(x *section, id DatabaseID, change func(*peerRecord)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	change(p)
-	p.unsaved = false
+	p.unsaved, p.savedAt = false, p.heardAt
 	x.put(peerKey(id), p.append(nil))
 }
 
@@ -269,7 +304,7 @@ func (p *peerRecord) append(dst []byte) []byte {
 		dst = appendBytes(dst, a)
 	}
 	dst = appendBytes(dst, p.name)
-	return binary.AppendUvarint(dst, 0) // kept for when the peer was seen last
+	return binary.AppendUvarint(dst, uint64(max(p.heardAt.Unix(), 0)))
 }
 
 func parsePeerRecord(b []byte) (*peerRecord, error) {
@@ -283,7 +318,11 @@ func parsePeerRecord(b []byte) (*peerRecord, error) {
 		p.addrs = append(p.addrs, string(r.bytes(maxAddrSize)))
 	}
 	p.name = string(r.bytes(maxName))
-	r.uvarint()
+	// A peer of which no time is known, or a later one than now, counts as seen now.
+	p.savedAt = time.Unix(int64(r.uvarint()), 0)
+	if p.heardAt = p.savedAt; p.heardAt.Unix() == 0 || p.heardAt.After(time.Now()) {
+		p.heardAt = time.Now()
+	}
 	if err := r.finish(); err != nil {
 		return nil, fmt.Errorf("%w: %w", errCorrupt, err)
 	}
@@ -329,6 +368,21 @@ func (d *store) meet(id DatabaseID, record *peerRecord, epoch Origin, name, addr
 		return errForked
 	case changed:
 		return d.savePeer(id, record, true)
+	}
+	return nil
+}
+
+// saveSeen writes when peers were seen, if the rows are too far behind.
+func (d *store) saveSeen() error {
+	const precision = 32
+	age := d.settings.expiry.peerAge
+	for id, record := range d.allPeers() {
+		if age == 0 || !record.seenSince(age/precision) {
+			continue
+		}
+		if err := d.savePeer(id, record, false); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -1,0 +1,103 @@
+//go:build unix
+
+package replicator_test
+
+import (
+	"encoding/binary"
+	"io/fs"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/level-replicator/replicator"
+	"github.com/stretchr/testify/require"
+)
+
+// BenchmarkExpiration updates 1,000 keys, over and over, with a log that expires and with
+// one that does not, in turns, and reports the ratio of their speeds and what the files
+// have come to once that has settled:
+//
+//	go test -run '^$' -bench Expiration -benchtime 1x -timeout 10m .
+//
+// -entries gives half the number of updates.
+func BenchmarkExpiration(b *testing.B) {
+	for range b.N {
+		updates := 2 * *entries
+		expiring := newUpdated(b, &replicator.Options{})
+		growing := newUpdated(b, &replicator.Options{MaxLogRecords: -1, PeerAge: -1, Peers: nil})
+		growing.neverExpires()
+		const rounds = 20
+		for range rounds {
+			expiring.update(b, updates/rounds)
+			growing.update(b, updates/rounds)
+		}
+		b.ReportMetric(0, "ns/op")
+		b.ReportMetric(float64(updates)/expiring.took.Seconds(), "updates/s")
+		b.ReportMetric(growing.took.Seconds()/expiring.took.Seconds(), "of_the_speed_without")
+		expiring.settle(b)
+		b.ReportMetric(float64(expiring.size(b))/1e6, "MB_settled")
+		b.ReportMetric(float64(growing.size(b))/1e6, "MB_without")
+	}
+}
+
+// updated is a database whose keys are updated over and over.
+type updated struct {
+	dir  string
+	r    *replicator.Replicator
+	n    uint64
+	took time.Duration
+}
+
+func newUpdated(b testing.TB, o *replicator.Options) *updated {
+	u := &updated{dir: b.TempDir()}
+	var err error
+	u.r, err = replicator.OpenFile(u.dir, nil, o)
+	require.NoError(b, err)
+	b.Cleanup(func() { require.NoError(b, u.r.Close()) })
+	return u
+}
+
+// neverExpires has a peer be waited for that never comes.
+func (u *updated) neverExpires() { replicator.AwaitStranger(u.r) }
+
+func (u *updated) update(b testing.TB, n int) {
+	began := time.Now()
+	key, value := make([]byte, 16), make([]byte, 100)
+	for range n {
+		u.n++
+		binary.BigEndian.PutUint64(key[8:], u.n%1000)
+		binary.BigEndian.PutUint64(value, u.n)
+		require.NoError(b, u.r.Put(key, value, nil))
+	}
+	u.took += time.Since(began)
+}
+
+// settle waits until nothing more expires.
+func (u *updated) settle(b testing.TB) {
+	before, same := int64(-1), 0
+	for range 240 {
+		if size := u.size(b); size == before {
+			same++
+		} else {
+			before, same = size, 0
+		}
+		if same > 6 {
+			return
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+}
+
+// size returns the number of bytes in files.
+func (u *updated) size(b testing.TB) (size int64) {
+	require.NoError(b, filepath.WalkDir(u.dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if info, err := d.Info(); err == nil && !d.IsDir() {
+			size += info.Size()
+		}
+		return nil
+	}))
+	return size
+}

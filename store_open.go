@@ -349,6 +349,7 @@ func (op *opening) loadPeers() error {
 		if err != nil {
 			return fmt.Errorf("%w: peer %v", err, id)
 		}
+		record.opened(time.Now())
 		op.peers[id] = record
 	}
 	return it.Error()

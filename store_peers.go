@@ -114,6 +114,14 @@ func (p *peerRecord) begins(by Origin, to DatabaseID) {
 	p.heardAt = time.Now()
 }
 
+// opened has a peer count as heard of at an opening, if it is not known when that was, or
+// if that was later: the wall clock has gone back.
+func (p *peerRecord) opened(now time.Time) {
+	if p.heardAt.IsZero() || p.heardAt.After(now) {
+		p.heardAt = now
+	}
+}
+
 // isSeen notes that the peer was heard of.
 func (p *peerRecord) isSeen() {
 	p.mu.Lock()
@@ -307,6 +315,9 @@ func (p *peerRecord) append(dst []byte) []byte {
 	return binary.AppendUvarint(dst, uint64(max(p.heardAt.Unix(), 0)))
 }
 
+// maxUnixTime bounds times in rows, in seconds.
+const maxUnixTime = 1 << 40
+
 func parsePeerRecord(b []byte) (*peerRecord, error) {
 	r := decoder{rest: b}
 	r.byte()
@@ -318,10 +329,11 @@ func parsePeerRecord(b []byte) (*peerRecord, error) {
 		p.addrs = append(p.addrs, string(r.bytes(maxAddrSize)))
 	}
 	p.name = string(r.bytes(maxName))
-	// A peer of which no time is known, or a later one than now, counts as seen now.
-	p.savedAt = time.Unix(int64(r.uvarint()), 0)
-	if p.heardAt = p.savedAt; p.heardAt.Unix() == 0 || p.heardAt.After(time.Now()) {
-		p.heardAt = time.Now()
+	if heard := r.uvarint(); heard > maxUnixTime {
+		r.fail(fmt.Errorf("heard of at %d", heard))
+	} else if heard > 0 {
+		p.savedAt = time.Unix(int64(heard), 0)
+		p.heardAt = p.savedAt
 	}
 	if err := r.finish(); err != nil {
 		return nil, fmt.Errorf("%w: %w", errCorrupt, err)

@@ -439,13 +439,17 @@ func KeepWarnings(to *slog.Logger) (*slog.Logger, func() []Warning) {
 	return w.logger(to), w.all
 }
 
+// HasExpired reports whether records of the log have expired.
+func HasExpired(r *Replicator) bool { return r.store.commits.visible.expired.Load() > 1 }
+
 // AwaitStranger has a replica know a peer that never comes.
 func AwaitStranger(r *Replicator) {
 	r.store.remember(DatabaseID{1}, &peerRecord{heardAt: time.Now()})
 }
 
-// WithExpiry returns the options with a time after which it is looked what has expired.
-func WithExpiry(o Options, every time.Duration) *Options {
-	o.expireEvery = every
+// WithExpiry returns the options with a time after which it is looked what of the log has
+// expired, and with a number of records that stay in any case.
+func WithExpiry(o Options, every time.Duration, newest int) *Options {
+	o.expireEvery, o.newest = every, newest
 	return &o
 }

@@ -29,6 +29,7 @@ const (
 	defaultMaxLogRecords = 1_000_000
 	defaultPeerAge       = 30 * 24 * time.Hour
 	expireEvery          = time.Second
+	newestRecords        = 10_000
 
 	defaultMaxHandshakes      = 64
 	defaultMaxSessions        = 256
@@ -207,6 +208,7 @@ type Options struct {
 	PeerAge time.Duration
 
 	expireEvery  time.Duration // for tests: how often it is looked what has expired
+	newest       int           // for tests: how many of the newest records stay
 	durableEvery time.Duration // for tests: how often everything is made durable
 
 	bootID      func() string // for tests: the machine's boot id, "" if unknown
@@ -322,7 +324,7 @@ func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 
 // expiry returns the settings of the expiration of the log.
 func (o *Options) expiry() expirySettings {
-	e := expirySettings{records: o.MaxLogRecords, age: o.MaxLogAge, peerAge: max(o.PeerAge, 0), every: o.expireEvery}
+	e := expirySettings{records: o.MaxLogRecords, age: o.MaxLogAge, peerAge: max(o.PeerAge, 0), every: o.expireEvery, newest: o.newest}
 	if e.records < 0 {
 		e.records = math.MaxInt
 	}
@@ -382,6 +384,7 @@ func (o *Options) withDefaults() Options {
 	setDefault(&c.MaxLogRecords, defaultMaxLogRecords)
 	setDefault(&c.PeerAge, defaultPeerAge)
 	setDefault(&c.expireEvery, expireEvery)
+	setDefault(&c.newest, newestRecords)
 	setDefault(&c.durableEvery, durableEvery)
 	setDefault(&c.pageEntries, maxPageEntries)
 	if c.Logger == nil {

@@ -18,6 +18,7 @@ var branches = []string{
 	"a node is cloned",
 	"a peer is removed",
 	"recovered files lack something",
+	"log records expire",
 
 	"SyncNow returns nil",
 	"SyncNow tells of a peer that it did not reach",

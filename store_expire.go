@@ -16,9 +16,6 @@ import (
 // the records below it.
 
 const (
-	// keptRecords is how many of the newest records stay in any case, unless
-	// Options.MaxLogRecords is lower.
-	keptRecords = 10_000
 	// maxRaise is by how many records the floor rises at a time at most: they are read
 	// for it.
 	maxRaise = 50_000
@@ -42,14 +39,15 @@ type expirySettings struct {
 	records int           // greatest number of records
 	age     time.Duration // of the oldest record that is kept; 0: any
 	peerAge time.Duration // how long the log is kept for a peer that is not seen; 0: for ever
+	newest  int           // how many of the newest records stay in any case, unless records is lower
 	every   time.Duration // how often it is looked what has expired
 }
 
 // slack is how many records expire at a time at least: each time costs a Sync.
-func (e *expirySettings) slack() int64 { return max(1, int64(min(keptRecords, e.records))/10) }
+func (e *expirySettings) slack() int64 { return max(1, int64(min(e.newest, e.records))/10) }
 
 // kept is how many of the newest records stay in any case.
-func (e *expirySettings) kept() int64 { return min(keptRecords, int64(e.records)-e.slack()) }
+func (e *expirySettings) kept() int64 { return min(int64(e.newest), int64(e.records)-e.slack()) }
 
 // expiry is the state of the expiration. It belongs to one goroutine, but for marks.
 type expiry struct {

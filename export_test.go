@@ -453,3 +453,28 @@ func WithExpiry(o Options, every time.Duration, newest int) *Options {
 	o.expireEvery, o.newest = every, newest
 	return &o
 }
+
+// ExpireNow has all of the log expire.
+func ExpireNow(t interface{ Fatal(...any) }, r *Replicator) {
+	d := r.store
+	err := d.enter(true, func(x *section) error {
+		x.raiseFloor(x.head + 1)
+		return nil
+	})
+	for n := 1; n > 0 && err == nil; {
+		n = int(d.commits.visible.records.Load())
+		time.Sleep(time.Second)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TimeMarks returns how many sequences there are whose time is known.
+func TimeMarks(db reader) int {
+	marks, err := loadMarks(db)
+	if err != nil {
+		return -1
+	}
+	return len(marks)
+}

@@ -454,6 +454,22 @@ func WithExpiry(o Options, every time.Duration, newest int) *Options {
 	return &o
 }
 
+// AdoptFound looks for the next keys to adopt, and returns what adopts them.
+func AdoptFound(r *Replicator) (adopt func() error, err error) {
+	a := r.store.adopter
+	head, next := r.store.head(), *a.progress.Load()
+	found, err := a.unindexed(&next)
+	return func() error {
+		_, err := a.adopt(head, found, next)
+		return err
+	}, err
+}
+
+// MarkTime notes that the head of a database was at a sequence long ago.
+func MarkTime(db *leveldb.DB, seq uint64) error {
+	return db.Put(markKey(seq), timeMark{seq, time.Unix(1, 0)}.row(), nil)
+}
+
 // ExpireNow has all of the log expire.
 func ExpireNow(t interface{ Fatal(...any) }, r *Replicator) {
 	d := r.store

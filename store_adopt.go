@@ -149,6 +149,11 @@ func (a *adopter) step() (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	return a.adopt(head, found, next)
+}
+
+// adopt commits what was found as of a head.
+func (a *adopter) adopt(head uint64, found []change, next adoption) (done bool, err error) {
 	var point durablePoint
 	err = a.d.enter(next.done, func(x *section) error {
 		written := map[string]bool{}

@@ -178,8 +178,9 @@ func TestExpireByAge(t *testing.T) {
 		n.hasLog(20, 22)
 		require.LessOrEqual(t, replicator.TimeMarks(n.db), 20)
 		// A power cut may take sequences and leave their times.
-		require.NoError(t, replicator.MarkTime(n.db, n.r.Status().Head+100))
-		n.powerCut()
+		head := n.r.Status().Head
+		n.close()
+		onDisk(t, n.disk, func(db *leveldb.DB) { require.NoError(t, replicator.MarkTime(db, head+150)) })
 		n.open()
 		replicator.AwaitStranger(n.r)
 		n.updates(0, 200)
@@ -353,7 +354,7 @@ func TestExpireIsDurable(t *testing.T) {
 		})
 		n.hasLog(0, 0)
 		n.disk.SetFault(nil)
-		require.NotEmpty(t, left)
+		left = append(left, n.disk.PowerCut(simtest.Drop), n.disk.Copy())
 		for i, disk := range left {
 			if i%2 == 1 { // what was there when the machine ended; behind it, what was synced
 				gone := uint64(0)

@@ -101,3 +101,24 @@ func (u *updated) size(b testing.TB) (size int64) {
 	}))
 	return size
 }
+
+// TestExpireFiles is BenchmarkExpiration in small: what has expired takes no room.
+func TestExpireFiles(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it writes megabytes")
+	}
+	t.Parallel()
+	const updates = 150_000
+	u := newUpdated(t, replicator.WithExpiry(replicator.Options{}, 20*time.Millisecond, 1000))
+	u.update(t, updates)
+	until := time.Now().Add(time.Minute)
+	for u.r.Status().LogRecords > 1100 {
+		require.True(t, time.Now().Before(until), "the log has %d records", u.r.Status().LogRecords)
+		time.Sleep(10 * time.Millisecond)
+	}
+	u.settle(t)
+	size := u.size(t)
+	t.Logf("%d updates in %v have left %d bytes", updates, u.took, size)
+	require.Less(t, size, int64(10e6))
+	require.NoError(t, replicator.CheckConsistent(u.r))
+}

@@ -319,3 +319,25 @@ func ExampleReplicator_WaitReplicated() {
 	// Output:
 	// confirmed
 }
+
+// A log of at most 1,000 records, however much is written. A peer that was away for longer
+// than that reads the keys in order instead, and gets what it lacks.
+func ExampleOptions_boundedLog() {
+	dir, err := os.MkdirTemp("", "replica")
+	check(err)
+	defer os.RemoveAll(dir)
+	r, err := replicator.OpenFile(dir, nil, &replicator.Options{MaxLogRecords: 1000})
+	check(err)
+	defer r.Close()
+	for i := range 5000 {
+		check(r.Put([]byte("counter"), fmt.Append(nil, i), nil))
+	}
+	for r.Status().LogRecords > 1000 {
+		time.Sleep(10 * time.Millisecond) // old records go about once a second
+	}
+	value, err := r.Get([]byte("counter"), nil)
+	check(err)
+	fmt.Printf("%s\n", value)
+	// Output:
+	// 4999
+}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/level-replicator/replicator"
+	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 )
 
@@ -186,6 +187,7 @@ func seeConflicts(t *testing.T, c *cluster) (certain, uncertain, lost int) {
 		}
 	}
 	open()
+	backups := []*simtest.Disk{}
 	for i := range 60 {
 		n := c.nodes[c.rng.IntN(3)]
 		what := c.rng.IntN(24)
@@ -213,10 +215,14 @@ func seeConflicts(t *testing.T, c *cluster) (certain, uncertain, lost int) {
 		case calm:
 		case c.rng.IntN(3) == 0:
 			n.powerCut()
-		case c.rng.IntN(2) == 0:
+		case c.rng.IntN(3) == 0:
 			n.kill()
-		default:
+		case c.rng.IntN(3) == 0:
 			n.close()
+			backups = append(backups, n.disk.Copy())
+		case len(backups) > 0: // its own, or that of another one
+			n.replaceDisk(backups[c.rng.IntN(len(backups))].Copy())
+			n.boot = c.newBoot()
 		}
 		open()
 	}

@@ -188,16 +188,18 @@ func (d *store) findConflicts(x *section, c *candidates) error {
 		return nil
 	}
 	if slices.Contains(c.blind, true) {
-		j.unknown(&d.known, func(r *backRecord) { // nobody changes it while the section is held
+		all := j.unknown(&d.known, func(r *backRecord) { // nobody changes it while the section is held
 			i, found := slices.BinarySearchFunc(c.entries, r.key, func(e entry, key []byte) int { return bytes.Compare(e.key, key) })
 			if found && c.blind[i] {
 				c.local[i] = local{indexRecord: indexRecord{r.Version, r.seq}, found: true}
 			}
 		})
-		// A first sync brings records that are not in the backlog, above some that are.
+		// Another merge may have driven records out of the backlog since this one was
+		// examined. And a first sync brings records that are not in it, above some that are.
+		look := !all && d.conflicts.handler != nil
 		index := &finder{db: d, table: tableIndex}
 		for i := range c.entries {
-			if c.blind[i] && c.local[i].found && c.local[i].seq <= d.known.backlog.after {
+			if c.blind[i] && (look || c.local[i].found && c.local[i].seq <= d.known.backlog.after) {
 				if err := d.lookupEntry(c, i, index); err != nil {
 					return err
 				}

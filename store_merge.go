@@ -252,13 +252,14 @@ func (d *store) merge(c *candidates, blind *blindness, p *progress) error {
 	})
 }
 
-// isNothing reports whether a merge would change nothing but the checkpoint.
+// isNothing reports whether a merge would change nothing but the checkpoint, and find no
+// conflict.
 func (d *store) isNothing(c *candidates, p *progress) bool {
 	if p == nil || p.stay || !p.next.caughtUp() || slices.Contains(c.wins, true) {
 		return false
 	}
 	for i := range c.local {
-		if c.local[i].unadopted {
+		if c.local[i].unadopted || c.arbiter != nil && c.mayConflict(i) && !d.known.covers(c.entries[i].Stamp) {
 			return false
 		}
 	}

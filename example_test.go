@@ -2,6 +2,7 @@ package replicator_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"net/http"
@@ -340,4 +341,26 @@ func ExampleOptions_boundedLog() {
 	fmt.Printf("%s\n", value)
 	// Output:
 	// 4999
+}
+
+// A server has burnt down. The others forget it: nothing is kept for it any more, and if
+// somebody restores it from a backup, it is refused.
+func ExampleReplicator_Forget() {
+	server1, done1 := exampleReplica()
+	defer done1()
+	server2, done2 := exampleReplica(server1.Addr().String())
+	defer done2()
+	check(server2.SyncNow(context.Background()))
+
+	gone := server2.Status().ID
+	check(server1.Forget(gone))
+	err := server2.SyncNow(context.Background())
+	fmt.Println(errors.Is(err, replicator.ErrRefused))
+
+	check(server1.Readmit(gone)) // it was found to be whole
+	check(server2.SyncNow(context.Background()))
+	fmt.Println(len(server1.Status().Forgotten))
+	// Output:
+	// true
+	// 0
 }

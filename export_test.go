@@ -444,7 +444,7 @@ func HasExpired(r *Replicator) bool { return r.store.commits.visible.expired.Loa
 
 // AwaitStranger has a replica know a peer that never comes.
 func AwaitStranger(r *Replicator) {
-	r.store.remember(DatabaseID{1}, &peerRecord{heardAt: time.Now()})
+	_ = r.store.remember(DatabaseID{1}, &peerRecord{heardAt: time.Now()})
 }
 
 // WithExpiry returns the options with a time after which it is looked what of the log has

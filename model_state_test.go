@@ -297,7 +297,7 @@ func (s *modelState) meet(i, j int) error {
 		record := d.peer(peer.id())
 		if record == nil {
 			record = new(peerRecord)
-			d.remember(peer.id(), record)
+			_ = d.remember(peer.id(), record)
 		}
 		if err := d.meet(peer.id(), record, peer.origin(), "", "", d.meetings.Load()); err != nil {
 			return err

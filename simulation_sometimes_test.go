@@ -17,6 +17,7 @@ var branches = []string{
 	"a backup is restored",
 	"a node is cloned",
 	"a peer is removed",
+	"a peer is forgotten",
 	"recovered files lack something",
 	"log records expire",
 

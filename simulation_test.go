@@ -299,6 +299,7 @@ func (s *simulation) finish() {
 	s.repair()
 	for _, n := range s.nodes {
 		s.start(n)
+		s.readmit(n)
 		for _, addr := range s.base[n] {
 			require.NoError(s.t, n.r.AddPeer(addr, nil))
 		}

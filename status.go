@@ -26,9 +26,10 @@ type Status struct {
 	Adoption   AdoptionStatus `json:"adoption"`
 	Commits    []Bucket       `json:"commits"` // how long commits took, since Open
 	Conflicts  ConflictStatus `json:"conflicts"`
-	Warnings   []Warning      `json:"warnings"`          // the last 32, since Open
-	Peers      []PeerStatus   `json:"peers"`             // configured peers by address, then peers that dialled in
-	Refused    []Refusal      `json:"refused,omitempty"` // inbound connections that were refused, at most 64 kinds, the latest first
+	Warnings   []Warning      `json:"warnings"`            // the last 32, since Open
+	Peers      []PeerStatus   `json:"peers"`               // configured peers by address, then peers that dialled in
+	Forgotten  []Forgotten    `json:"forgotten,omitempty"` // peers that are refused since Forget
+	Refused    []Refusal      `json:"refused,omitempty"`   // inbound connections that were refused, at most 64 kinds, the latest first
 }
 
 // LogHold is the peer for which most of the log is kept. It is waited for until it has
@@ -39,6 +40,12 @@ type LogHold struct {
 	Name     string     `json:"name,omitempty"`
 	Merged   *uint64    `json:"merged"` // sequence up to which it has merged the log; nil if it has not told since Open
 	LastSeen time.Time  `json:"lastSeen"`
+}
+
+// Forgotten is a peer that was forgotten.
+type Forgotten struct {
+	ID   DatabaseID `json:"id"`
+	Name string     `json:"name,omitempty"`
 }
 
 // Refusal tells of the inbound connections from one host that were refused for one cause.
@@ -191,6 +198,9 @@ func (r *Replicator) Status() Status {
 		}
 	}
 	slices.SortFunc(s.Peers[configured:], func(a, b PeerStatus) int { return cmp.Compare(a.Addr, b.Addr) })
+	for _, f := range d.allForgotten() {
+		s.Forgotten = append(s.Forgotten, Forgotten{f.id, f.name})
+	}
 	for _, f := range r.syncer.refusals.list() {
 		s.Refused = append(s.Refused, Refusal{f.host, f.text, f.count, f.last})
 	}

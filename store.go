@@ -32,9 +32,10 @@ type store struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu    sync.Mutex // guards the fields below
-	name  DatabaseID // the database's id
-	peers map[DatabaseID]*peerRecord
+	mu        sync.Mutex // guards the fields below
+	name      DatabaseID // the database's id
+	peers     map[DatabaseID]*peerRecord
+	forgotten map[DatabaseID]string // peers that are refused, and their names
 
 	subscribers struct {
 		sync.Mutex
@@ -87,7 +88,7 @@ func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
 // newStore returns the store that goes on from an opening, without background work.
 func newStore(op *opening, settings storeSettings) *store {
 	d := &store{
-		engine: op.engine, settings: settings, name: op.id, peers: op.peers,
+		engine: op.engine, settings: settings, name: op.id, peers: op.peers, forgotten: op.forgotten,
 		commits: committer{engine: op.engine, pool: new(sync.Pool), over: make(chan struct{})},
 	}
 	origin := op.history[len(op.history)-1].origin

@@ -194,6 +194,9 @@ func (c *committer) finish(sync, local bool) error {
 			return err
 		}
 	}
+	if x.forget != nil {
+		x.forget()
+	}
 	c.publish()
 	c.published(local)
 	x.end()
@@ -317,6 +320,7 @@ type section struct {
 	conflicts []Conflict // that were found
 	now       time.Time  // when changes from elsewhere are merged
 	first     bool       // the changes are of a first sync, and get no log rows
+	forget    func()     // forgets or readmits a peer, once that is written
 
 	clock   clock
 	head    uint64 // sequence of the last record, including those gathered
@@ -336,7 +340,7 @@ type section struct {
 func (x *section) begin() {
 	x.batch.Reset()
 	x.changes = x.changes[:0]
-	x.rises, x.learned, x.epoch, x.ended, x.first = x.rises[:0], nil, nil, nil, false
+	x.rises, x.learned, x.epoch, x.ended, x.first, x.forget = x.rises[:0], nil, nil, nil, false, nil
 	x.heard, x.hears, x.conflicts = x.heard[:0], nil, nil
 	x.start.head, x.start.records, x.start.own, x.start.above = x.head, x.records, x.own, x.above
 	x.start.floor, x.start.expired = x.floor, x.expired

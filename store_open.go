@@ -54,6 +54,7 @@ type opening struct {
 	late      vector // covers the records since the durable point, of recovered files all
 	adoptions adoptions
 	peers     map[DatabaseID]*peerRecord
+	forgotten map[DatabaseID]string
 	adopt     adoption
 	durable   durablePoint
 	marks     []timeMark
@@ -62,7 +63,7 @@ type opening struct {
 // readOpening reads the state, finds out how the last opening ended, and writes, with
 // Sync, the new epoch and the removal of the clean mark.
 func readOpening(e engine, settings *storeSettings) (*opening, error) {
-	op := &opening{engine: e, floor: 1, expired: 1, peers: map[DatabaseID]*peerRecord{}, vector: map[Origin]vectorRow{}, heard: vector{}, late: vector{}, adoptions: adoptions{}}
+	op := &opening{engine: e, floor: 1, expired: 1, peers: map[DatabaseID]*peerRecord{}, forgotten: map[DatabaseID]string{}, vector: map[Origin]vectorRow{}, heard: vector{}, late: vector{}, adoptions: adoptions{}}
 	if err := op.recognise(); err != nil {
 		return nil, err
 	}
@@ -348,6 +349,10 @@ func (op *opening) loadPeers() error {
 		record, err := parsePeerRecord(it.Value())
 		if err != nil {
 			return fmt.Errorf("%w: peer %v", err, id)
+		}
+		if record.forgotten {
+			op.forgotten[id] = record.name
+			continue
 		}
 		record.opened(time.Now())
 		op.peers[id] = record

@@ -18,6 +18,8 @@ type peerRecord struct {
 	mu      sync.Mutex // guards what follows
 	unsaved bool       // the checkpoint moved since the row was written, over nothing that is new here
 
+	forgotten bool // of a row: there is nothing but a name
+
 	cursor // how far the peer's log has been merged here; the peer's session moves it
 
 	// epochs are the newest ones that the peer had as its current, the latest
@@ -239,7 +241,9 @@ func (p *peerRecord) save(x *section, id DatabaseID, change func(*peerRecord)) {
 	defer p.mu.Unlock()
 	change(p)
 	p.unsaved, p.savedAt = false, p.heardAt
-	x.put(peerKey(id), p.append(nil))
+	if !x.d.isForgotten(id) { // else a session is about to end
+		x.put(peerKey(id), p.append(nil))
+	}
 }
 
 // advanced adds the cursor's new place to the commit that brings it there.
@@ -301,7 +305,11 @@ func (p *peerRecord) isForked(epoch Origin) bool {
 // append adds the row that parsePeerRecord reads. The caller holds mu, or is
 // alone with the record.
 func (p *peerRecord) append(dst []byte) []byte {
-	dst = append(dst, 0) // flags
+	flags := byte(0)
+	if p.forgotten {
+		flags |= peerForgotten
+	}
+	dst = append(dst, flags)
 	dst = p.cursor.append(dst)
 	dst = append(dst, byte(len(p.epochs)))
 	for _, e := range p.epochs {
@@ -320,8 +328,8 @@ const maxUnixTime = 1 << 40
 
 func parsePeerRecord(b []byte) (*peerRecord, error) {
 	r := decoder{rest: b}
-	r.byte()
-	p := &peerRecord{cursor: r.cursor()}
+	flags := r.byte()
+	p := &peerRecord{forgotten: flags&peerForgotten != 0, cursor: r.cursor()}
 	for n := r.byte(); n > 0 && r.err == nil; n-- {
 		p.epochs = append(p.epochs, Origin(r.uint64()))
 	}
@@ -355,16 +363,22 @@ func (d *store) allPeers() map[DatabaseID]*peerRecord {
 	return maps.Clone(d.peers)
 }
 
-// remember makes a record the one of a peer. There must be no other.
-func (d *store) remember(id DatabaseID, record *peerRecord) {
+// remember makes a record the one of a peer, unless the peer was forgotten. There must be
+// no other.
+func (d *store) remember(id DatabaseID, record *peerRecord) error {
 	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, forgotten := d.forgotten[id]; forgotten {
+		return errForgotten
+	}
 	d.peers[id] = record
-	d.mu.Unlock()
+	return nil
 }
 
 var (
-	errForked = fmt.Errorf("%w: the history of its id has forked: an earlier epoch is back", ErrCloned)
-	errLate   = errors.New("replicator: a newer process of this peer was met while this connection was being made")
+	errForked    = fmt.Errorf("%w: the history of its id has forked: an earlier epoch is back", ErrCloned)
+	errForgotten = fmt.Errorf("%w: the peer was forgotten (Replicator.Forget)", ErrRefused)
+	errLate      = errors.New("replicator: a newer process of this peer was met while this connection was being made")
 )
 
 // meet records, with Sync, that a peer is new or in a new epoch. It has to have heard

@@ -30,6 +30,11 @@ const (
 	// back, and compactPause the least time between two times.
 	compactAfter = 50_000
 	compactPause = time.Minute
+	// heldEvery is how many times as long as usual it takes until it is looked again, where
+	// records are kept for a peer and nobody writes.
+	heldEvery = 10
+	// markPrecision is how many times in the age of records the time is noted.
+	markPrecision = 16
 	// expireRetry is how long after a failed read the expiration goes on.
 	expireRetry = 10 * time.Second
 )
@@ -104,7 +109,7 @@ func (d *store) expireSome(ctx context.Context, now time.Time) (again time.Durat
 	if err := d.sweep(ctx); err != nil {
 		return 0, err
 	}
-	marks, err := d.keepMarks(now)
+	marking, err := d.keepMarks(now)
 	if err != nil {
 		return 0, err
 	}
@@ -115,12 +120,16 @@ func (d *store) expireSome(ctx context.Context, now time.Time) (again time.Durat
 	case raised:
 		return time.Nanosecond, nil
 	}
-	compact, err := d.giveBack(now)
+	giving, err := d.giveBack(now)
 	if err != nil {
 		return 0, err
 	}
-	if marks || compact || d.commits.visible.records.Load() > o.kept() {
-		return o.every, nil
+	most := d.commits.visible.records.Load() - o.kept()
+	switch {
+	case giving || most >= o.slack():
+		return heldEvery * o.every, nil
+	case marking || o.age > 0 && most > 0:
+		return max(o.age/markPrecision, o.every), nil
 	}
 	return 0, nil
 }
@@ -131,14 +140,14 @@ func (d *store) raiseFloor(now time.Time) (raised bool, err error) {
 	o, visible := &d.settings.expiry, &d.commits.visible
 	records := visible.records.Load() // nothing is left below the floor
 	most := records - o.kept()
-	if most <= 0 {
+	aged := d.agedBy(now)
+	if most <= 0 || most < o.slack() && aged == 0 {
 		return false, nil
 	}
 	must := int64(0) // this many expire in any case
 	if records > int64(o.records) {
 		must = records - int64(o.records) + o.slack()
 	}
-	aged := d.agedBy(now)
 	upTo := max(d.mergedBy(now), aged)
 	last, n := uint64(0), int64(0)
 	log := newLogReader(d, visible.floor.Load()-1, d.head())
@@ -302,7 +311,6 @@ func (d *store) agedBy(now time.Time) (seq uint64) {
 // is, and drops the marks that are no longer of use. It reports whether a mark is due
 // later.
 func (d *store) keepMarks(now time.Time) (due bool, err error) {
-	const precision = 16
 	e, age := &d.expiry, d.settings.expiry.age
 	if age == 0 {
 		return false, nil
@@ -317,7 +325,7 @@ func (d *store) keepMarks(now time.Time) (due bool, err error) {
 	if d.head() == last.seq {
 		return false, nil
 	}
-	if passed := now.Sub(last.at); passed >= 0 && passed < age/precision {
+	if passed := now.Sub(last.at); passed >= 0 && passed < age/markPrecision {
 		return true, nil
 	}
 	err = d.enter(false, func(x *section) error {

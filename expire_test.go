@@ -131,7 +131,11 @@ func TestExpireUnlessHeld(t *testing.T) {
 		require.Greater(t, source.r.Status().LogRecords, uint64(998))
 		source.updates(0, 2)
 		source.hasLog(990, 998) // cut by the slack, a tenth of the newest
-		source.updates(0, 2000)
+		for i := range 20 {
+			source.updates(0, 200)
+			time.Sleep(1100 * time.Millisecond)
+			require.LessOrEqual(t, source.r.Status().LogRecords, uint64(1200), "held, and written to: %d", i)
+		}
 		source.hasLog(990, 1000)
 		carried := n.carried(source)
 		c.net.Heal()

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/syndtr/goleveldb/leveldb"
 )
 
 // This file owns the expiration of the log: how far its floor rises, and the removal of
@@ -27,9 +25,11 @@ const (
 	maxSweptAtOnce = 4000
 	sweepPause     = 2 * time.Millisecond
 	// compactAfter is after how many removed records leveldb is told to give their room
-	// back, and compactPause the least time between two times.
-	compactAfter = 50_000
-	compactPause = time.Minute
+	// back, and compactPause the least time between two times. It is told of at most
+	// compactAtOnce sequences at a time: it can't be told to stop, and Close waits for it.
+	compactAfter  = 50_000
+	compactPause  = time.Minute
+	compactAtOnce = 1_000_000
 	// heldEvery is how many times as long as usual it takes until it is looked again, where
 	// records are kept for a peer and nobody writes.
 	heldEvery = 10
@@ -58,6 +58,7 @@ func (e *expirySettings) kept() int64 { return min(int64(e.newest), int64(e.reco
 type expiry struct {
 	swept     uint64    // there are no records up to this sequence
 	removed   int       // records since leveldb was told to give their room back
+	given     uint64    // up to this sequence it was, or there was nothing to give
 	compacted time.Time // when that was; zero: not since Open
 	faulty    bool      // the last time something could not be read
 
@@ -89,21 +90,29 @@ func (d *store) expire(ctx context.Context) {
 			d.settings.logger.Error("replicator: old log records could not be removed; it is tried again", "error", err)
 		}
 		if d.expiry.faulty = err != nil; err != nil {
-			again = expireRetry
+			pause(ctx, expireRetry)
+			continue
 		}
-		if again == 0 {
-			select {
-			case <-ctx.Done():
-			case <-commits.wake:
+		var timeout <-chan time.Time
+		if again > 0 {
+			timeout = time.After(again)
+		}
+		select {
+		case <-ctx.Done():
+		case <-timeout:
+		case <-commits.wake:
+			if again != atOnce {
+				pause(ctx, d.settings.expiry.every)
 			}
-			again = d.settings.expiry.every
 		}
-		pause(ctx, again)
 	}
 }
 
+// atOnce says that there is more to do.
+const atOnce = time.Nanosecond
+
 // expireSome removes the records below the floor, and raises it over those that have
-// expired. It returns when to look again; 0: after a commit.
+// expired. It returns when to look again, unless there is a commit before; 0: never.
 func (d *store) expireSome(ctx context.Context, now time.Time) (again time.Duration, err error) {
 	o := &d.settings.expiry
 	if err := d.sweep(ctx); err != nil {
@@ -118,9 +127,9 @@ func (d *store) expireSome(ctx context.Context, now time.Time) (again time.Durat
 	case err != nil:
 		return 0, err
 	case raised:
-		return time.Nanosecond, nil
+		return atOnce, nil
 	}
-	giving, err := d.giveBack(now)
+	giving, err := d.giveBack(ctx, now)
 	if err != nil {
 		return 0, err
 	}
@@ -238,9 +247,14 @@ func (d *store) sweepSome(size int) (n int, err error) {
 			return nil
 		})
 	}
+	if err == nil && len(old) > 0 {
+		if e.removed == 0 {
+			e.given = old[0] - 1
+		}
+		e.removed += len(old)
+	}
 	if err == nil {
 		e.swept = swept
-		e.removed += len(old)
 	}
 	return len(old), err
 }
@@ -248,7 +262,7 @@ func (d *store) sweepSome(size int) (n int, err error) {
 // giveBack has leveldb give back the room of removed records, now and then, and reports
 // whether that is yet to be done. Otherwise they would stay in tables that nothing
 // touches, and reading across them would be slow.
-func (d *store) giveBack(now time.Time) (due bool, err error) {
+func (d *store) giveBack(ctx context.Context, now time.Time) (due bool, err error) {
 	e := &d.expiry
 	if e.removed < compactAfter {
 		return false, nil
@@ -257,9 +271,12 @@ func (d *store) giveBack(now time.Time) (due bool, err error) {
 		return true, nil
 	}
 	e.removed, e.compacted = 0, now
-	slice := logRange(0, e.swept)
-	if err = d.compact(slice); err != nil && err != leveldb.ErrClosed {
-		return false, err
+	for e.given < e.swept && ctx.Err() == nil {
+		to := min(e.given+compactAtOnce, e.swept)
+		if err := d.compact(logRange(e.given, to)); err != nil {
+			return false, err
+		}
+		e.given = to
 	}
 	return false, nil
 }

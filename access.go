@@ -75,6 +75,21 @@ func (y *syncer) authorize(c *conn, h hello, dialed bool) (Access, error) {
 	return access, nil
 }
 
+// forget implements Replicator.Forget.
+func (y *syncer) forget(id DatabaseID) error {
+	if err := y.store.forget(id); err != nil {
+		return err
+	}
+	y.mu.Lock()
+	s := y.sessions[id]
+	y.mu.Unlock()
+	if s != nil { // none begins any more
+		s.cancel(errForgotten)
+		<-s.done
+	}
+	return nil
+}
+
 // protect has the frames of a connection go over TLS, if that is configured, and tells a
 // peer that dialled in and is refused why.
 func (y *syncer) protect(ctx context.Context, c *conn, addr string, dialed bool) error {

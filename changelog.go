@@ -18,11 +18,11 @@ const (
 	tableLog       = 'l' // sequence → version, key
 	tableMeta      = 'm' // name → setting
 	tablePeers     = 'p' // database id → peerRecord
+	tableTimes     = 't' // sequence → when it was the head
 	tableVector    = 'v' // origin → clock, own head at which it last rose
 )
 
-// tables are the tables that there are, and r and t, which are kept for a reap vector and
-// for the times of sequences.
+// tables are the tables that there are, and r, which is kept for a reap vector.
 const tables = "aeilmprtv"
 
 var reservedRange = util.BytesPrefix([]byte(reserved))

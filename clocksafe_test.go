@@ -71,6 +71,12 @@ func TestClockSafeAtTheDialler(t *testing.T) {
 		}
 		p.say(wireHello, hi.payload())
 		p.say(wireAccept, []byte{1})
+		for kind := byte(0); kind != wirePull; {
+			var err error
+			if kind, _, err = p.hear(); err != nil {
+				return
+			}
+		}
 		p.say(wirePage, wireFullPage(hi.epoch, 1, wireEntry{key: "key", clock: 1 << 63, origin: hi.epoch}))
 	}).String()
 	h := newHost(t, func(o *replicator.Options) { o.Peers = map[string]replicator.Meta{addr: nil} })

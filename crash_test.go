@@ -26,8 +26,18 @@ const changing = simtest.AnyOp &^ (simtest.OpOpen | simtest.OpRead)
 // at that moment.
 func TestCrashAtEveryDiskOperation(t *testing.T) {
 	t.Parallel()
+	crashEverywhere(t, false)
+}
+
+// TestCrashWhileLogExpires is the same for replicas whose logs expire as fast as they grow.
+func TestCrashWhileLogExpires(t *testing.T) {
+	t.Parallel()
+	crashEverywhere(t, true)
+}
+
+func crashEverywhere(t *testing.T, expiring bool) {
 	eachSeed(t, budget(1, 1, 10), func(t *testing.T, seed int64) {
-		images := recordLife(t, seed)
+		images := recordLife(t, seed, expiring)
 		meet := budget(80, 30, 1) // of the crashes, one in so many
 		if *operation != 0 {
 			meet = 1
@@ -56,8 +66,11 @@ func TestCrashAtEveryDiskOperation(t *testing.T) {
 // recordLife plays a life, and returns an image of each moment at which the victim can
 // crash: before every operation of its disk that changes something, and at the end. A
 // crash before a read finds what one before the next such operation finds.
-func recordLife(t *testing.T, seed int64) (images []*image) {
+func recordLife(t *testing.T, seed int64, expiring bool) (images []*image) {
 	inSeeded(t, seed, 3, func(t *testing.T, c *cluster) {
+		if expiring {
+			c.expiring(time.Millisecond, 1, 4)
+		}
 		var l *life
 		var mu sync.Mutex // guards images: a compaction is at work beside the commits
 		all := int64(0)
@@ -72,6 +85,13 @@ func recordLife(t *testing.T, seed int64) (images []*image) {
 		})
 		require.NoError(t, l.run())
 		images = append(images, l.image(all+1))
+		if expiring {
+			onDisk(t, c.nodes[0].disk, func(db *leveldb.DB) {
+				floor, err := replicator.Floor(db)
+				require.NoError(t, err)
+				require.Greater(t, floor, uint64(20))
+			})
+		}
 		compacted := l.compactions
 		t.Logf("%d operations of the disk, %d of them change it; %d changes; %d memtables flushed, %d and %d compactions",
 			all, len(images)-1, len(l.acked), compacted.MemComp, compacted.Level0Comp, compacted.NonLevel0Comp)

@@ -39,6 +39,8 @@ type engine interface {
 	flush(row []byte) error
 	// size returns the approximate number of bytes that the tables hold in a range.
 	size(slice *util.Range) (int64, error)
+	// compact has tables give back the room of rows that were removed from a range.
+	compact(slice *util.Range) error
 	// settle waits for the goroutines that flush has started.
 	settle()
 	// isLost reports whether a failed flush has left the database in a state in which
@@ -77,6 +79,8 @@ func (e *levelEngine) size(slice *util.Range) (int64, error) {
 	sizes, err := e.DB.SizeOf([]util.Range{*slice})
 	return sizes.Sum(), err
 }
+
+func (e *levelEngine) compact(slice *util.Range) error { return e.DB.CompactRange(*slice) }
 
 // flush writes the data that is not in tables yet, and little more.
 //

@@ -44,8 +44,9 @@ var (
 	// ErrCloned marks a peer that has the same database id, which means that the
 	// directory was copied.
 	ErrCloned = errors.New("replicator: another replica has this database id")
-	// ErrUnknownPeer is returned by RemovePeer for an address that was not added, and by
-	// Compare and Repair for what does not name one peer.
+	// ErrUnknownPeer is returned by RemovePeer for an address that was not added, by
+	// Compare and Repair for what does not name one peer, by Readmit for a peer that was
+	// not forgotten, and by Forget for an id that no peer has.
 	ErrUnknownPeer = errors.New("replicator: no such peer")
 )
 

@@ -2,6 +2,7 @@ package replicator_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"net/http"
@@ -408,4 +409,48 @@ func ExampleReplicator_Repair() {
 	// leveldb: not found
 	// 1 key differed, 1 repaired
 	// 2 kg
+}
+
+// A log of at most 1,000 records, however much is written. A peer that was away for longer
+// than that reads the keys in order instead, and gets what it lacks.
+func ExampleOptions_boundedLog() {
+	dir, err := os.MkdirTemp("", "replica")
+	check(err)
+	defer os.RemoveAll(dir)
+	r, err := replicator.OpenFile(dir, nil, &replicator.Options{MaxLogRecords: 1000})
+	check(err)
+	defer r.Close()
+	for i := range 5000 {
+		check(r.Put([]byte("counter"), fmt.Append(nil, i), nil))
+	}
+	for r.Status().LogRecords > 1000 {
+		time.Sleep(10 * time.Millisecond) // old records go about once a second
+	}
+	value, err := r.Get([]byte("counter"), nil)
+	check(err)
+	fmt.Printf("%s\n", value)
+	// Output:
+	// 4999
+}
+
+// A server has burnt down. The others forget it: nothing is kept for it any more, and if
+// somebody restores it from a backup, it is refused.
+func ExampleReplicator_Forget() {
+	server1, done1 := exampleReplica()
+	defer done1()
+	server2, done2 := exampleReplica(server1.Addr().String())
+	defer done2()
+	check(server2.SyncNow(context.Background()))
+
+	gone := server2.Status().ID
+	check(server1.Forget(gone))
+	err := server2.SyncNow(context.Background())
+	fmt.Println(errors.Is(err, replicator.ErrRefused))
+
+	check(server1.Readmit(gone)) // it was found to be whole
+	check(server2.SyncNow(context.Background()))
+	fmt.Println(len(server1.Status().Forgotten))
+	// Output:
+	// true
+	// 0
 }

@@ -519,3 +519,59 @@ func AskedNumbers(payload []byte) (numbers []uint64, err error) {
 	}
 	return numbers, err
 }
+
+// HasExpired reports whether records of the log have expired.
+func HasExpired(r *Replicator) bool { return r.store.commits.visible.expired.Load() > 1 }
+
+// AwaitStranger has a replica know a peer that never comes.
+func AwaitStranger(r *Replicator) {
+	_ = r.store.remember(DatabaseID{1}, &peerRecord{heardAt: time.Now()})
+}
+
+// WithExpiry returns the options with a time after which it is looked what of the log has
+// expired, and with a number of records that stay in any case.
+func WithExpiry(o Options, every time.Duration, newest int) *Options {
+	o.expireEvery, o.newest = every, newest
+	return &o
+}
+
+// AdoptFound looks for the next keys to adopt, and returns what adopts them.
+func AdoptFound(r *Replicator) (adopt func() error, err error) {
+	a := r.store.adopter
+	head, next := r.store.head(), *a.progress.Load()
+	found, err := a.unindexed(&next)
+	return func() error {
+		_, err := a.adopt(head, found, next)
+		return err
+	}, err
+}
+
+// MarkTime notes that the head of a database was at a sequence long ago.
+func MarkTime(db *leveldb.DB, seq uint64) error {
+	return db.Put(markKey(seq), timeMark{seq, time.Unix(1, 0)}.row(), nil)
+}
+
+// ExpireNow has all of the log expire.
+func ExpireNow(t interface{ Fatal(...any) }, r *Replicator) {
+	d := r.store
+	err := d.enter(true, func(x *section) error {
+		x.raiseFloor(x.head + 1)
+		return nil
+	})
+	for n := 1; n > 0 && err == nil; {
+		n = int(d.commits.visible.records.Load())
+		time.Sleep(time.Second)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TimeMarks returns how many sequences there are whose time is known.
+func TimeMarks(db reader) int {
+	marks, err := loadMarks(db)
+	if err != nil {
+		return -1
+	}
+	return len(marks)
+}

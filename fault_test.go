@@ -107,6 +107,9 @@ func (k faultKind) play(t *testing.T, n int64) (came outcome) {
 	}()
 	var left []*image
 	inSeeded(t, n, 3, func(t *testing.T, c *cluster) {
+		if n%2 == 0 {
+			c.expiring(20*time.Millisecond, 1, 4)
+		}
 		var faults, journal atomic.Int64
 		failure := k.failure(n)
 		l := newLife(c, func(op simtest.Op, fd storage.FileDesc, _ int64) error {

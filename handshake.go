@@ -91,7 +91,7 @@ func (y *syncer) exchange(c *conn, g *greeting, dialed bool) error {
 
 // admit judges the hello of a peer, and acts on the verdict.
 func (y *syncer) admit(g *greeting, dialed bool) error {
-	v := judge(encounter{g.own, g.peer, dialed, y.store.failure(), y.isForked(g.peer)})
+	v := judge(encounter{g.own, g.peer, dialed, y.store.failure(), y.isForked(g.peer), y.store.isForgotten(g.peer.id)})
 	if v.renew {
 		y.renewID(g.own.id)
 	}
@@ -133,6 +133,7 @@ type encounter struct {
 	dialed    bool  // this side dialled
 	failed    error // why this replica cannot replicate any more, or nil
 	forked    bool  // the peer's epoch was followed by another one already
+	forgotten bool  // the peer was forgotten here
 }
 
 // verdict is the result of judging an encounter.
@@ -170,6 +171,8 @@ func judge(e encounter) verdict {
 		return refuse("%w: %v", ErrCloned, own.id)
 	case e.failed != nil:
 		return verdict{err: e.failed}
+	case e.forgotten:
+		return verdict{err: errForgotten}
 	case e.forked:
 		return verdict{err: errForked}
 	}

@@ -188,6 +188,17 @@ func (c *cluster) fromDisk() *cluster {
 	return c
 }
 
+// expiring has the nodes look every so often what of their logs has expired, and keep a
+// number of records, or that many for their peers.
+func (c *cluster) expiring(every time.Duration, newest, most int) *cluster {
+	before := c.paging
+	c.paging = func(o replicator.Options) *replicator.Options {
+		o.MaxLogRecords = most
+		return before(*replicator.WithExpiry(o, every, newest))
+	}
+	return c
+}
+
 // newBoot names a boot of one of the machines.
 func (c *cluster) newBoot() int {
 	c.boots++

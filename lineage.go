@@ -29,8 +29,11 @@ func (y *syncer) tellForked(h hello) {
 func (y *syncer) meet(h hello, addr string, since uint64) error {
 	y.mu.Lock()
 	record := y.recordOf(h.id)
-	y.store.remember(h.id, record)
+	err := y.store.remember(h.id, record)
 	y.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	return y.store.meet(h.id, record, h.epoch, h.name, addr, since)
 }
 

@@ -40,8 +40,8 @@ type modelConfig struct {
 	depth   int  // every day
 	sparse  bool // of the states behind two steps, only some are healed
 
-	writes, deletes, flushes, restarts, closes, cuts, backups, restores, clones, breaks, losses uint8
-	faults                                                                                      uint8 // of restarts to losses, together
+	writes, deletes, flushes, expires, restarts, closes, cuts, backups, restores, clones, breaks, losses uint8
+	faults                                                                                               uint8 // of restarts to losses, together
 }
 
 // modelBudget is how often things may still happen.
@@ -109,6 +109,7 @@ const (
 	stepPrefetch // the page behind one that is not merged
 	stepMerge
 	stepFlush
+	stepExpire // of all of the log
 	stepRestart
 	stepClose
 	stepCut
@@ -119,7 +120,7 @@ const (
 	stepLose
 )
 
-var modelSteps = [...]string{"write", "delete", "read", "read all", "pull", "prefetch", "merge", "flush", "restart", "close and open", "cut the power of",
+var modelSteps = [...]string{"write", "delete", "read", "read all", "pull", "prefetch", "merge", "flush", "expire", "restart", "close and open", "cut the power of",
 	"back up", "restore", "clone", "break", "lose the snapshot of"}
 
 func (s modelStep) String() string {
@@ -209,7 +210,7 @@ func (r *modelReplica) copy() *modelReplica {
 	c.commits.pool = d.commits.pool // each that there is keeps its store alive until the second collection
 	c.commits.section = section{
 		c: &c.commits, d: c, origin: x.origin, batch: new(leveldb.Batch), clock: x.clock, above: x.above,
-		head: x.head, floor: x.floor, records: x.records, own: x.own,
+		head: x.head, floor: x.floor, expired: x.expired, records: x.records, own: x.own,
 	}
 	k, n := &d.known, &c.known
 	n.head, n.origin, n.history, n.own, n.changes = k.head, k.origin, k.history, k.own, k.changes
@@ -226,6 +227,7 @@ func (r *modelReplica) copy() *modelReplica {
 	c.commits.publish()
 	c.durable.load(d.durable.point)
 	c.durable.count = d.durable.count
+	c.expiry.swept = d.expiry.swept
 	c.adopter = newAdopter(c, *d.adopter.progress.Load())
 	return &modelReplica{d: c, disk: disk, boot: r.boot, told: r.told}
 }
@@ -297,7 +299,7 @@ func (s *modelState) meet(i, j int) error {
 		record := d.peer(peer.id())
 		if record == nil {
 			record = new(peerRecord)
-			d.remember(peer.id(), record)
+			_ = d.remember(peer.id(), record)
 		}
 		if err := d.meet(peer.id(), record, peer.origin(), "", "", d.meetings.Load()); err != nil {
 			return err
@@ -511,6 +513,21 @@ func (s *modelState) take(step modelStep) (done bool, err error) {
 		r = s.own(i)
 		r.d.settings.origins = nil
 		return spend(&left.flushes), r.d.makeDurable()
+	case stepExpire:
+		r = s.own(i)
+		x := &r.d.commits.section
+		if x.floor > x.head || x.records == 0 || !spend(&left.expires) {
+			return false, nil
+		}
+		r.d.settings.origins = nil
+		if err := r.d.enter(true, func(x *section) error {
+			x.raiseFloor(x.head + 1)
+			return nil
+		}); err != nil {
+			return true, err
+		}
+		_, err := r.d.sweepSome(sweptAtOnce)
+		return true, err
 	case stepRestart:
 		return spend(&left.restarts, &left.faults), s.reopen(i, r.disk.copy(), r.boot)
 	case stepClose:
@@ -618,6 +635,7 @@ func (s *modelState) steps() (all []modelStep) {
 			add(min(n.writes, n.deletes), stepDelete, i, k, 0)
 		}
 		add(n.flushes, stepFlush, i, 0, 0)
+		add(n.expires, stepExpire, i, 0, 0)
 		add(min(n.backups, n.restores, n.faults), stepBackup, i, 0, 0)
 		add(min(n.restarts, n.faults), stepRestart, i, 0, 0)
 		add(min(n.closes, n.faults), stepClose, i, 0, 0)
@@ -907,7 +925,7 @@ func (s *modelState) hash() uint64 {
 		h.num(s.saved.sum, uint64(s.owner))
 	}
 	n := s.left
-	for _, left := range []uint8{n.writes, n.deletes, n.flushes, n.restarts, n.closes, n.cuts, n.backups, n.restores, n.clones, n.breaks, n.losses, n.faults} {
+	for _, left := range []uint8{n.writes, n.deletes, n.flushes, n.expires, n.restarts, n.closes, n.cuts, n.backups, n.restores, n.clones, n.breaks, n.losses, n.faults} {
 		h.num(uint64(left))
 	}
 	for _, g := range s.ghost {

@@ -22,8 +22,8 @@ import (
 // which a power cut may take what two journals can lose. The steps of a session are
 // taken by hand: a pull is asked for and answered in one step, the page arrives at once
 // and is merged in another, and the page behind it may be asked for in between. Nothing
-// is encoded, no value is so large that it must be fetched, nothing is adopted, reaped or
-// expired, and a clone has drawn its new id at once.
+// is encoded, no value is so large that it must be fetched, nothing is adopted or
+// reaped, a log expires as a whole, and a clone has drawn its new id at once.
 //
 // Checked is at each state what a vector covers against a record of all changes, that
 // what was stated as durable is known, and how rows fit together; and that from there,
@@ -52,6 +52,9 @@ func TestModel(t *testing.T) {
 var modelConfigs = []modelConfig{
 	{name: "power cuts", base: 1, keys: 1, backlog: 1 << 20, page: 10, depth: 3, writes: 2, flushes: 1, cuts: 1, restarts: 1, faults: 2},
 	{name: "power cuts, scans", sparse: true, base: 2, keys: 2, page: 1, depth: 3, writes: 2, flushes: 1, cuts: 1, breaks: 1, faults: 2},
+	{name: "power cuts, logs expire", sparse: true, base: 2, keys: 2, page: 1, depth: 3, writes: 2, expires: 1, cuts: 1, restarts: 1, breaks: 1, faults: 2},
+	{name: "scans, logs expire", sparse: true, base: 2, keys: 2, ahead: 2, two: true, page: 1, depth: 4, writes: 1, expires: 1, losses: 1, restarts: 1, faults: 2},
+	{name: "restores, logs expire", sparse: true, base: 1, keys: 1, saved: true, backlog: 1 << 20, page: 10, depth: 3, writes: 2, expires: 2, restores: 1, clones: 1, faults: 2},
 	{name: "restarts", sparse: true, base: 2, keys: 2, backlog: 1 << 20, page: 1, depth: 3, writes: 2, deletes: 1, restarts: 1, closes: 1, breaks: 1, faults: 2},
 	{name: "restores and clones", sparse: true, base: 1, keys: 1, saved: true, backlog: 1 << 20, page: 10, depth: 3, writes: 2, deletes: 1, restores: 1, clones: 1, faults: 2},
 	{name: "a chain", base: 1, keys: 2, chain: true, backlog: 1 << 20, page: 1, depth: 3, writes: 2, deletes: 1, backups: 1, restores: 1, faults: 1},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"net"
 	"time"
 
@@ -24,6 +25,11 @@ const (
 
 	defaultBacklog = 8 << 20
 	durableEvery   = 5 * time.Minute
+
+	defaultMaxLogRecords = 1_000_000
+	defaultPeerAge       = 30 * 24 * time.Hour
+	expireEvery          = time.Second
+	newestRecords        = 10_000
 
 	defaultMaxHandshakes      = 64
 	defaultMaxSessions        = 256
@@ -176,6 +182,33 @@ type Options struct {
 	// The default value is 8 MiB.
 	BacklogBytes int
 
+	// MaxLogRecords bounds the number of records in the change log. Records expire, the
+	// oldest first, once every peer that was seen within PeerAge has merged them, and in
+	// any case where there would be more. The newest 10,000 stay, or nine tenths of
+	// MaxLogRecords if that is less. It is looked about once a second what has expired,
+	// so a log that is written to may be longer for a moment.
+	//
+	// A peer that lacks records which have expired reads the index in key order, once,
+	// and gets what it lacks. So a low limit costs time, and loses nothing.
+	//
+	// The default value is 1,000,000. A negative value means no limit.
+	MaxLogRecords int
+
+	// MaxLogAge is the age at which records expire in any case, but for the newest, as
+	// with MaxLogRecords. Ages are known to a sixteenth of it.
+	//
+	// The default value is 0: no age.
+	MaxLogAge time.Duration
+
+	// PeerAge is how long after it was last heard of a peer is waited for: records are
+	// kept for it, within the limits above.
+	//
+	// The default value is 30 days. A negative value means that every peer that was ever
+	// met is waited for.
+	PeerAge time.Duration
+
+	expireEvery  time.Duration // for tests: how often it is looked what has expired
+	newest       int           // for tests: how many of the newest records stay
 	durableEvery time.Duration // for tests: how often everything is made durable
 
 	bootID      func() string       // for tests: the machine's boot id, "" if unknown
@@ -224,6 +257,9 @@ func (o *Options) Validate() error {
 	}
 	if o.MaxHandshakes < 0 || o.MaxSessions < 0 || o.MaxSessionsPerAddr < 0 {
 		bad("a negative limit of handshakes or sessions")
+	}
+	if o.MaxLogAge < 0 {
+		bad("MaxLogAge is negative")
 	}
 	if o.BacklogBytes < 0 {
 		bad("BacklogBytes is negative")
@@ -287,9 +323,19 @@ func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, "tcp", addr)
 }
 
+// expiry returns the settings of the expiration of the log.
+func (o *Options) expiry() expirySettings {
+	e := expirySettings{records: o.MaxLogRecords, age: o.MaxLogAge, peerAge: max(o.PeerAge, 0), every: o.expireEvery, newest: o.newest}
+	if e.records < 0 {
+		e.records = math.MaxInt
+	}
+	return e
+}
+
 // store returns the settings of the store.
 func (o *Options) store() storeSettings {
 	return storeSettings{
+		expiry: o.expiry(),
 		logger: o.Logger, maxValue: o.MaxValueSize, skipAdoption: o.SkipAdoption, recovered: o.Recovered, onConflict: o.OnConflict,
 		backlog: o.BacklogBytes, durableEvery: o.durableEvery, bootID: o.bootID(), pageEntries: o.pageEntries, rescan: o.rescan, engine: o.engine,
 	}
@@ -336,6 +382,10 @@ func (o *Options) withDefaults() Options {
 	setDefault(&c.MaxSessions, defaultMaxSessions)
 	setDefault(&c.MaxSessionsPerAddr, defaultMaxSessionsPerAddr)
 	setDefault(&c.BacklogBytes, defaultBacklog)
+	setDefault(&c.MaxLogRecords, defaultMaxLogRecords)
+	setDefault(&c.PeerAge, defaultPeerAge)
+	setDefault(&c.expireEvery, expireEvery)
+	setDefault(&c.newest, newestRecords)
 	setDefault(&c.durableEvery, durableEvery)
 	setDefault(&c.pageEntries, maxPageEntries)
 	if c.Logger == nil {

@@ -42,6 +42,8 @@ func TestOptionsValidate(t *testing.T) {
 		"intervals in wrong order": {&replicator.Options{MinInterval: 2, MaxInterval: 1}, "is above MaxInterval"},
 		"negative value size":      {&replicator.Options{MaxValueSize: -1}, "MaxValueSize"},
 		"huge value size":          {&replicator.Options{MaxValueSize: 1<<30 + 1}, "MaxValueSize"},
+		"negative log age":         {&replicator.Options{MaxLogAge: -1}, "MaxLogAge"},
+		"no limits of the log":     {&replicator.Options{MaxLogRecords: -1, PeerAge: -1}, ""},
 		"long cluster":             {&replicator.Options{Cluster: strings.Repeat("x", 256)}, "Cluster"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -203,6 +203,8 @@ func (y *syncer) refuses(g *greeting, dialed bool) error {
 		return ErrClosed
 	case g.own.id != y.store.id():
 		return errRenewed // since the hello was sent
+	case y.store.isForgotten(g.peer.id):
+		return errForgotten
 	case !dialed && len(y.sessions) >= most && y.sessions[g.peer.id] == nil:
 		return fmt.Errorf("%w: %d sessions are open (Options.MaxSessions)", ErrRefused, most)
 	}

@@ -213,9 +213,6 @@ func parseOffer(b []byte) (keys [][]byte, err error) {
 	if keys, err = parseFetch(b); err != nil {
 		return nil, fmt.Errorf("offer: %w", err)
 	}
-	if len(keys) == 0 {
-		return nil, fmt.Errorf("%w: offer of nothing", ErrProtocol)
-	}
 	return keys, nil
 }
 

@@ -348,6 +348,41 @@ func (r *Replicator) AddPeer(addr string, meta Meta) error {
 // ErrUnknownPeer if the address was not added, and with ErrClosed.
 func (r *Replicator) RemovePeer(addr string) error { return r.syncer.removePeer(addr) }
 
+// Forget removes what is known of a peer, by the id that Status shows, and refuses it from
+// now on, also after a restart. It ends the peer's session. Nothing is kept for the peer any
+// more, and it counts for no wait. Forget is for a replica that will not come back. Status
+// lists who was forgotten. A peer that was not met yet can be refused in advance.
+//
+// Ids are what replicas say of themselves, and a replica that was wiped or copied draws a
+// new one: to keep a member out for good, rotate ClusterKeys or use Authorize. Addresses are
+// still dialled; see RemovePeer. Other replicas are not told.
+//
+// Forget fails with ErrUnknownPeer if the id is this replica's own or zero, with ErrFailed,
+// and with ErrClosed. It must not be called by Authorize.
+func (r *Replicator) Forget(id DatabaseID) error {
+	if !r.gate.enter() {
+		return ErrClosed
+	}
+	defer r.gate.leave()
+	if err := r.syncer.forget(id); err != nil {
+		return fmt.Errorf("replicator: forget: %w", err)
+	}
+	return nil
+}
+
+// Readmit lets a peer in again that was forgotten, as if it had never been met. It fails
+// with ErrUnknownPeer if the peer was not forgotten, with ErrFailed, and with ErrClosed.
+func (r *Replicator) Readmit(id DatabaseID) error {
+	if !r.gate.enter() {
+		return ErrClosed
+	}
+	defer r.gate.leave()
+	if err := r.store.readmit(id); err != nil {
+		return fmt.Errorf("replicator: readmit: %w", err)
+	}
+	return nil
+}
+
 // SyncNow returns once everything in reachable peers' logs at the time of the call
 // has been merged here. It also waits for peers that dialled in. It dials a configured
 // address if there is no session with a peer there, or if the peer dialled the session:

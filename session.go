@@ -338,6 +338,7 @@ func (s *session) handle(kind byte, payload []byte) error {
 		}
 		granted := Access(access)
 		s.note(func() { s.granted = &granted })
+		s.states(func(of *stated) { of.deaf = granted == ReadOnly })
 		if granted == ReadOnly {
 			s.y.settings.logger.Warn("replicator: this replica has read-only access at a peer: its own changes are not merged there",
 				"peer", s.addr, "id", s.hello.id)
@@ -436,6 +437,7 @@ func (s *session) handle(kind byte, payload []byte) error {
 		if inSync {
 			s.record.foundInSync(time.Now())
 		}
+		s.record.isSeen()
 	}
 	return nil
 }

@@ -56,6 +56,8 @@ var events = []event{
 	{"far link", 20, (*simulation).moveApart},
 	{"the network is repaired", 30, func(s *simulation, _ *node) { s.repair() }},
 
+	{"forget", 8, (*simulation).forget},
+	{"readmit", 12, (*simulation).readmit},
 	{"add peer", 12, (*simulation).addPeer},
 	{"remove peer", 15, (*simulation).removePeer},
 	{"own address", 10, (*simulation).addSelf},
@@ -548,6 +550,26 @@ func (s *simulation) moveApart(n *node) {
 	s.trace("%v are %v apart", p, delay)
 	s.net.SetDelay(p[0], p[1], delay)
 	s.slow = append(s.slow, p)
+}
+
+// forget has a node forget another one.
+func (s *simulation) forget(n *node) {
+	if m := s.any(); m != n && m.r != nil {
+		s.trace("%s forgets %s", n.name, m.name)
+		if err := n.r.Forget(m.r.Status().ID); err != nil {
+			require.ErrorIs(s.t, err, replicator.ErrUnknownPeer) // a clone of its own
+			return
+		}
+		s.seen.note("a peer is forgotten")
+	}
+}
+
+// readmit has a node let in again all that it has forgotten.
+func (s *simulation) readmit(n *node) {
+	for _, f := range n.r.Status().Forgotten {
+		s.trace("%s readmits %v", n.name, f.ID)
+		require.NoError(s.t, n.r.Readmit(f.ID))
+	}
 }
 
 // add gives a node an address to dial.

@@ -17,7 +17,9 @@ var branches = []string{
 	"a backup is restored",
 	"a node is cloned",
 	"a peer is removed",
+	"a peer is forgotten",
 	"recovered files lack something",
+	"log records expire",
 
 	"SyncNow returns nil",
 	"SyncNow tells of a peer that it did not reach",

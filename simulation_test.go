@@ -179,7 +179,26 @@ func (s *simulation) page() {
 		o.Dial = s.addrs.watch(o.Dial)
 		return replicator.WithPages(o, entries, rescan)
 	}
+	s.age()
 	s.trace("pages of %d, one in %d goes on in key order, a backlog of %d bytes, MaxInterval %v, Timeout %v, durable points every %v", entries, oneIn, backlog, interval, timeout, s.durableEvery)
+}
+
+// age chooses how soon logs expire: in some clusters hard, so that peers fall below the
+// floor all the time.
+func (s *simulation) age() {
+	if s.rng.IntN(2) == 0 {
+		return
+	}
+	every := []time.Duration{50 * time.Millisecond, time.Second}[s.rng.IntN(2)]
+	newest, most := []int{1, 10}[s.rng.IntN(2)], []int{1, 5, 30, 1000}[s.rng.IntN(4)]
+	age := []time.Duration{0, 5 * time.Second}[s.rng.IntN(2)]
+	s.expiring(every, newest, most)
+	before := s.paging
+	s.paging = func(o replicator.Options) *replicator.Options {
+		o.MaxLogAge = age
+		return before(o)
+	}
+	s.trace("logs expire every %v, but for %d records, at %d records, after %v", every, newest, most, age)
 }
 
 // furnish has some clusters start with databases that were in use before: all with
@@ -250,6 +269,9 @@ func (s *simulation) step() {
 	e := s.draw()
 	s.seen.note("event: " + e.name)
 	e.do(s, n)
+	if n.r != nil && replicator.HasExpired(n.r) {
+		s.seen.note("log records expire")
+	}
 	if s.rng.IntN(3) == 0 {
 		time.Sleep(time.Duration(s.rng.IntN(500)) * time.Millisecond)
 	}
@@ -277,6 +299,7 @@ func (s *simulation) finish() {
 	s.repair()
 	for _, n := range s.nodes {
 		s.start(n)
+		s.readmit(n)
 		for _, addr := range s.base[n] {
 			require.NoError(s.t, n.r.AddPeer(addr, nil))
 		}

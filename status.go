@@ -22,6 +22,7 @@ type Status struct {
 	Head       uint64       `json:"head"`             // sequence of the last log record
 	Floor      uint64       `json:"floor"`            // sequence below which log records are not served
 	LogRecords uint64       `json:"logRecords"`       // number of records in the log
+	LogHeldFor *LogHold     `json:"logHeldFor"`       // nil if no peer keeps the log from expiring
 	Vector     VectorStatus `json:"vector"`           // what this replica knows
 
 	// Fingerprint is nil while it is not known: for a moment after the first call since
@@ -33,9 +34,26 @@ type Status struct {
 	Adoption  AdoptionStatus `json:"adoption"`
 	Commits   []Bucket       `json:"commits"` // how long commits took, since Open
 	Conflicts ConflictStatus `json:"conflicts"`
-	Warnings  []Warning      `json:"warnings"`          // the last 32, since Open
-	Peers     []PeerStatus   `json:"peers"`             // configured peers by address, then peers that dialled in
-	Refused   []Refusal      `json:"refused,omitempty"` // inbound connections that were refused, at most 64 kinds, the latest first
+	Warnings  []Warning      `json:"warnings"`            // the last 32, since Open
+	Peers     []PeerStatus   `json:"peers"`               // configured peers by address, then peers that dialled in
+	Forgotten []Forgotten    `json:"forgotten,omitempty"` // peers that are refused since Forget
+	Refused   []Refusal      `json:"refused,omitempty"`   // inbound connections that were refused, at most 64 kinds, the latest first
+}
+
+// LogHold is the peer for which most of the log is kept. It is waited for until it has
+// merged more, until it was not heard of for Options.PeerAge, or until the log has reached
+// Options.MaxLogRecords.
+type LogHold struct {
+	ID       DatabaseID `json:"id"`
+	Name     string     `json:"name,omitempty"`
+	Merged   *uint64    `json:"merged"` // sequence up to which it has merged the log; nil if it has not told since Open
+	LastSeen time.Time  `json:"lastSeen"`
+}
+
+// Forgotten is a peer that was forgotten.
+type Forgotten struct {
+	ID   DatabaseID `json:"id"`
+	Name string     `json:"name,omitempty"`
 }
 
 // Refusal tells of the inbound connections from one host that were refused for one cause.
@@ -161,6 +179,7 @@ func (r *Replicator) Status() Status {
 		Head:       d.head(),
 		Floor:      d.commits.visible.floor.Load(),
 		LogRecords: uint64(d.commits.visible.records.Load()),
+		LogHeldFor: logHold(d),
 		Vector:     vectorStatus(d.known.all()),
 		Adoption:   AdoptionStatus{progress.done, progress.adopted, progress.skipped, d.adopter.fault()},
 		Commits:    d.commits.buckets(),
@@ -204,10 +223,31 @@ func (r *Replicator) Status() Status {
 		}
 	}
 	slices.SortFunc(s.Peers[configured:], func(a, b PeerStatus) int { return cmp.Compare(a.Addr, b.Addr) })
+	for _, f := range d.allForgotten() {
+		s.Forgotten = append(s.Forgotten, Forgotten{f.id, f.name})
+	}
 	for _, f := range r.syncer.refusals.list() {
 		s.Refused = append(s.Refused, Refusal{f.host, f.text, f.count, f.last})
 	}
 	return s
+}
+
+// logHold returns the peer for which most of the log is kept, if more of it is there than
+// the newest records, which are kept in any case.
+func logHold(d *store) *LogHold {
+	o := &d.settings.expiry
+	if d.commits.visible.records.Load() < o.kept()+o.slack() {
+		return nil
+	}
+	h := d.heldBy(time.Now())
+	if h == nil {
+		return nil
+	}
+	held := &LogHold{ID: h.id, Name: h.name, LastSeen: h.seen}
+	if h.merged > 0 {
+		held.Merged = &h.merged
+	}
+	return held
 }
 
 // buckets returns how long commits took.

@@ -25,6 +25,7 @@ type store struct {
 	durable   durability
 	conflicts conflicts
 	sums      sums
+	expiry    expiry
 	first     atomic.Pointer[firstSync]
 	recovered atomic.Bool // what recovered files lack is yet to be pulled
 	imaged    time.Time   // when an epoch began because of an image; belongs to the commit section
@@ -33,9 +34,10 @@ type store struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu    sync.Mutex // guards the fields below
-	name  DatabaseID // the database's id
-	peers map[DatabaseID]*peerRecord
+	mu        sync.Mutex // guards the fields below
+	name      DatabaseID // the database's id
+	peers     map[DatabaseID]*peerRecord
+	forgotten map[DatabaseID]string // peers that are refused, and their names
 
 	subscribers struct {
 		sync.Mutex
@@ -55,6 +57,7 @@ type storeSettings struct {
 	bootID       string
 	backlog      int // bytes
 	durableEvery time.Duration
+	expiry       expirySettings
 	pageEntries  int                 // maximum number of entries in a page
 	rescan       func() bool         // for tests: decides whether a long log scan becomes a scan in key order
 	origins      func() Origin       // for tests: takes the place of newOrigin
@@ -81,7 +84,7 @@ func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
 	}
 	d := newStore(op, settings)
 	d.wg.Go(func() { d.adopter.run(d.ctx) })
-	d.wg.Go(func() { d.sweep(d.ctx) })
+	d.wg.Go(func() { d.expire(d.ctx) })
 	d.wg.Go(func() { d.keepDurable(d.ctx) })
 	d.wg.Go(func() { d.keepLive(d.ctx) })
 	if d.conflicts.handler != nil {
@@ -93,19 +96,20 @@ func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
 // newStore returns the store that goes on from an opening, without background work.
 func newStore(op *opening, settings storeSettings) *store {
 	d := &store{
-		engine: op.engine, settings: settings, name: op.id, peers: op.peers,
+		engine: op.engine, settings: settings, name: op.id, peers: op.peers, forgotten: op.forgotten,
 		commits: committer{engine: op.engine, pool: new(sync.Pool), over: make(chan struct{})},
 	}
 	origin := op.history[len(op.history)-1].origin
 	d.commits.section = section{
 		c: &d.commits, d: d, origin: origin, batch: new(leveldb.Batch),
-		clock: op.clock, above: op.clock.next, head: op.head, floor: op.floor, records: op.records,
+		clock: op.clock, above: op.clock.next, head: op.head, floor: op.floor, expired: op.expired, records: op.records,
 	}
 	d.conflicts = conflicts{handler: settings.onConflict, wake: make(chan struct{}, 1)}
 	d.known.load(op, origin, settings.backlog)
 	d.commits.published = d.publish
 	d.commits.publish()
 	d.durable.load(op.durable)
+	d.expiry.marks = op.marks
 	d.adopter = newAdopter(d, op.adopt)
 	d.sums = newSums()
 	d.recovered.Store(op.recovered)

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
@@ -65,9 +66,6 @@ const (
 	minAdoptionWait = time.Second
 	maxAdoptionWait = time.Minute
 )
-
-// errUnlogged can't come up: there is no first sync while old keys are adopted.
-var errUnlogged = errors.New("replicator: records were written without a log")
 
 // adopter adopts, in the background, every key that has no index record. The stamp of
 // an adopted key has clock 0, and a hash of the value as its origin. So replicas that
@@ -169,15 +167,26 @@ func (a *adopter) step() (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	return a.adopt(head, found, next)
+}
+
+// adopt commits what was found as of a head.
+func (a *adopter) adopt(head uint64, found []change, next adoption) (done bool, err error) {
 	var point durablePoint
 	err = a.d.enter(next.done, func(x *section) error {
 		written := map[string]bool{}
 		all, err := a.d.writtenSince(x, head, func(key []byte) { written[string(key)] = true })
-		if err != nil || !all {
-			return firstError(err, errUnlogged)
+		if err != nil {
+			return err
 		}
 		for _, ch := range found {
-			if !written[string(ch.key)] {
+			taken := written[string(ch.key)]
+			if !all { // some of what was written since has expired
+				if taken, err = hasIndex(a.d, ch.key); err != nil {
+					return err
+				}
+			}
+			if !taken {
 				x.clock.witness(0)
 				x.add(ch)
 				next.adopted++
@@ -211,6 +220,15 @@ func (a *adopter) step() (done bool, err error) {
 		a.d.notify(false) // who waits for that was woken too early by the commit
 	}
 	return next.done, nil
+}
+
+// hasIndex reports whether a key has an index record.
+func hasIndex(db reader, key []byte) (bool, error) {
+	_, err := lookup(db, key)
+	if err == leveldb.ErrNotFound {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // unindexed collects the next keys without an index record, and the versions that

@@ -47,8 +47,8 @@ type committer struct {
 
 	// visible is published for readers after each commit.
 	visible struct {
-		head, floor, clock, above atomic.Uint64
-		records                   atomic.Int64
+		head, floor, expired, clock, above atomic.Uint64
+		records                            atomic.Int64
 	}
 	latency [len(latencyBounds) + 1]atomic.Uint64 // number of commits by how long their write took
 	failed  atomic.Pointer[error]
@@ -194,6 +194,9 @@ func (c *committer) finish(sync, local bool) error {
 			return err
 		}
 	}
+	if x.forget != nil {
+		x.forget()
+	}
 	c.publish()
 	c.published(local)
 	x.end()
@@ -230,6 +233,7 @@ func (c *committer) publish() {
 	x := &c.section
 	c.visible.records.Store(x.records)
 	c.visible.floor.Store(x.floor)
+	c.visible.expired.Store(x.expired)
 	c.visible.clock.Store(x.clock.next)
 	c.visible.above.Store(x.above)
 	c.visible.head.Store(x.head)
@@ -316,17 +320,19 @@ type section struct {
 	conflicts []Conflict // that were found
 	now       time.Time  // when changes from elsewhere are merged
 	first     bool       // the changes are of a first sync, and get no log rows
+	forget    func()     // forgets or readmits a peer, once that is written
 
 	clock   clock
 	head    uint64 // sequence of the last record, including those gathered
 	floor   uint64 // records below it are not served, and are being removed
+	expired uint64 // the last floor below which records were that had expired; 1: there was none
 	records int64  // number of log records in the database, including those gathered
 	own     uint64 // one above the greatest clock of a change made in this epoch; 0: there is none
 	above   uint64 // one above the greatest clock of a record that was ever committed
 
 	start struct {
-		head, own, above, floor uint64
-		records                 int64
+		head, own, above, floor, expired uint64
+		records                          int64
 	}
 	keyBuf, rowBuf []byte // scratch
 }
@@ -334,14 +340,16 @@ type section struct {
 func (x *section) begin() {
 	x.batch.Reset()
 	x.changes = x.changes[:0]
-	x.rises, x.learned, x.epoch, x.ended, x.first = x.rises[:0], nil, nil, nil, false
+	x.rises, x.learned, x.epoch, x.ended, x.first, x.forget = x.rises[:0], nil, nil, nil, false, nil
 	x.heard, x.hears, x.conflicts = x.heard[:0], nil, nil
-	x.start.head, x.start.records, x.start.own, x.start.above, x.start.floor = x.head, x.records, x.own, x.above, x.floor
+	x.start.head, x.start.records, x.start.own, x.start.above = x.head, x.records, x.own, x.above
+	x.start.floor, x.start.expired = x.floor, x.expired
 }
 
 // undo discards the gathered changes.
 func (x *section) undo() {
-	x.head, x.records, x.own, x.above, x.floor = x.start.head, x.start.records, x.start.own, x.start.above, x.start.floor
+	x.head, x.records, x.own, x.above = x.start.head, x.start.records, x.start.own, x.start.above
+	x.floor, x.expired = x.start.floor, x.start.expired
 }
 
 // end releases memory that the next group is unlikely to need.

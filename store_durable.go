@@ -186,7 +186,9 @@ func (d *store) keepDurable(ctx context.Context) {
 		case <-d.failed():
 			return
 		case <-ticker.C:
-			_ = d.makeDurable() // a failure stops all writes, and is told by that
+			// A failure stops all writes, and is told by that.
+			_ = d.makeDurable()
+			_ = d.saveSeen()
 		}
 	}
 }

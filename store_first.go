@@ -22,12 +22,13 @@ type firstSync struct {
 }
 
 // beginFirst returns what lets the pages of a scan be merged without log rows, or nil if
-// this replica has more than what a first sync has left, of which the scan may be the rest.
+// this replica has more than what a first sync has left, of which the scan may be the rest:
+// that leaves a floor which is not that of records that have expired.
 // One scan at a time may do so. If there is one already, it is so slow that the next one
 // goes ahead, and both write log rows.
 func (d *store) beginFirst(rest bool, gained func() int64) *firstSync {
 	visible := &d.commits.visible
-	rest = visible.floor.Load() > 1 && (rest && visible.records.Load() == 0 || !d.hasMerged())
+	rest = visible.floor.Load() > visible.expired.Load() && (rest && visible.records.Load() == 0 || !d.hasMerged())
 	if d.adopter.running() || d.head() > 0 && !rest {
 		return nil
 	}

@@ -5,7 +5,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/syndtr/goleveldb/leveldb"
 )
@@ -20,6 +22,7 @@ const (
 	metaCeiling   = "ceiling"   // exclusive upper bound of all clocks made or seen
 	metaHead      = "head"      // head at the last close, or when a sequence got no record
 	metaFloor     = "floor"     // sequence below which records may be missing
+	metaExpired   = "expired"   // the last floor below which there were records that had expired
 	metaBelow     = "below"     // exclusive upper bound of the clocks of records that are missing there
 	metaClean     = "clean"     // the cleanMark of the last close
 	metaDurable   = "durable"   // the last durablePoint
@@ -42,6 +45,7 @@ type opening struct {
 	fresh     bool // never wrapped before
 	history   history
 	floor     uint64
+	expired   uint64
 	head      uint64
 	records   int64
 	clock     clock
@@ -51,15 +55,17 @@ type opening struct {
 	late      vector // covers the records since the durable point, of recovered files all
 	adoptions adoptions
 	peers     map[DatabaseID]*peerRecord
+	forgotten map[DatabaseID]string
 	adopt     adoption
 	durable   durablePoint
 	recovered bool // the files were recovered, and what they lack is yet to be pulled
+	marks     []timeMark
 }
 
 // readOpening reads the state, finds out how the last opening ended, and writes, with
 // Sync, the new epoch and the removal of the clean mark.
 func readOpening(e engine, settings *storeSettings) (*opening, error) {
-	op := &opening{engine: e, floor: 1, peers: map[DatabaseID]*peerRecord{}, vector: map[Origin]vectorRow{}, heard: vector{}, late: vector{}, adoptions: adoptions{}}
+	op := &opening{engine: e, floor: 1, expired: 1, peers: map[DatabaseID]*peerRecord{}, forgotten: map[DatabaseID]string{}, vector: map[Origin]vectorRow{}, heard: vector{}, late: vector{}, adoptions: adoptions{}}
 	if err := op.recognise(); err != nil {
 		return nil, err
 	}
@@ -278,6 +284,9 @@ func (op *opening) loadMeta() error {
 	if op.floor, err = op.getUint64(metaFloor, 1); err != nil {
 		return err
 	}
+	if op.expired, err = op.getUint64(metaExpired, 1); err != nil {
+		return err
+	}
 	if op.head, err = op.getUint64(metaHead, 0); err != nil {
 		return err
 	}
@@ -312,7 +321,10 @@ func (op *opening) loadKnowledge() (err error) {
 	if op.heard, err = parseVectorRow(row); err != nil {
 		return err
 	}
-	op.adoptions, err = loadAdoptions(op)
+	if op.adoptions, err = loadAdoptions(op); err != nil {
+		return err
+	}
+	op.marks, err = loadMarks(op)
 	return err
 }
 
@@ -343,6 +355,11 @@ func (op *opening) loadPeers() error {
 		if err != nil {
 			return fmt.Errorf("%w: peer %v", err, id)
 		}
+		if record.forgotten {
+			op.forgotten[id] = record.name
+			continue
+		}
+		record.opened(time.Now())
 		op.peers[id] = record
 	}
 	return it.Error()
@@ -477,6 +494,8 @@ func (op *opening) begin(settings *storeSettings, end end) error {
 		b.Put(metaKey(metaDurable), op.durable.append(nil))
 	}
 
+	op.dropMarks(&b, end)
+
 	b.Put(sequenceKey(nil, tableEpochs, last.first), last.row())
 	b.Delete(metaKey(metaClean))
 	b.Put(metaKey(metaFormat), []byte{storageFormat, clockLamport})
@@ -519,6 +538,18 @@ func (op *opening) keepOwn(b *leveldb.Batch) {
 	origin := op.history[len(op.history)-1].origin
 	op.vector[origin] = vectorRow{op.own - 1, op.head}
 	b.Put(vectorKey(origin), op.vector[origin].append(nil))
+}
+
+// dropMarks drops the times of sequences that are yet to be given out. A power cut may
+// leave them; of recovered files, no time is known.
+func (op *opening) dropMarks(b *leveldb.Batch, end end) {
+	op.marks = slices.DeleteFunc(op.marks, func(m timeMark) bool {
+		drop := m.seq > op.head || end == endDistrusted
+		if drop {
+			b.Delete(markKey(m.seq))
+		}
+		return drop
+	})
 }
 
 // startOver forgets everything that rests on the log, here and at peers.
@@ -573,6 +604,11 @@ func (d *store) markClean() error {
 	b.Put(metaKey(metaHead), encodeUint64(x.head))
 	b.Put(metaKey(metaDurable), point.append(nil))
 	b.Put(metaKey(metaClean), mark.append(nil))
+	for id, record := range d.allPeers() {
+		if record.seenSince(time.Second) {
+			b.Put(peerKey(id), record.row())
+		}
+	}
 	return d.commits.write(&b, true)
 }
 

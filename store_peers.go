@@ -18,6 +18,8 @@ type peerRecord struct {
 	mu      sync.Mutex // guards what follows
 	unsaved bool       // the checkpoint moved since the row was written, over nothing that is new here
 
+	forgotten bool // of a row: there is nothing but a name
+
 	cursor // how far the peer's log has been merged here; the peer's session moves it
 
 	// epochs are the newest ones that the peer had as its current, the latest
@@ -29,6 +31,9 @@ type peerRecord struct {
 	name  string   // what it calls itself
 
 	stated stated // since Open
+
+	heardAt time.Time // when it was last heard of
+	savedAt time.Time // what the row says of that
 
 	inSync  time.Time // when everything that the peer had told of was last found to be merged, since Open
 	repeats int       // scans that the peer could not read completely, since Open
@@ -46,6 +51,7 @@ type stated struct {
 	by              Origin     // the peer's epoch
 	to              DatabaseID // this replica's id
 	merged, durable position
+	deaf            bool // it will not merge anything: this replica has read-only access there
 }
 
 const (
@@ -116,6 +122,44 @@ func (p *peerRecord) begins(by Origin, to DatabaseID) {
 	if p.stated.by != by || p.stated.to != to {
 		p.stated = stated{by: by, to: to}
 	}
+	p.heardAt = time.Now()
+}
+
+// opened has a peer count as heard of at an opening, if it is not known when that was, or
+// if that was later: the wall clock has gone back.
+func (p *peerRecord) opened(now time.Time) {
+	if p.heardAt.IsZero() || p.heardAt.After(now) {
+		p.heardAt = now
+	}
+}
+
+// isSeen notes that the peer was heard of.
+func (p *peerRecord) isSeen() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.heardAt = time.Now()
+}
+
+// seenSince reports whether the peer was heard of later than its row says, by more than
+// some time.
+func (p *peerRecord) seenSince(precision time.Duration) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.heardAt.Sub(p.savedAt) >= precision
+}
+
+// delays returns what the log is kept for, if the peer is waited for.
+func (p *peerRecord) delays(id, to DatabaseID, now time.Time, age time.Duration) *delayer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stated.deaf || age > 0 && now.Sub(p.heardAt) >= age {
+		return nil
+	}
+	h := &delayer{id: id, name: p.name, seen: p.heardAt}
+	if p.stated.to == to {
+		h.merged = p.stated.merged.seq
+	}
+	return h
 }
 
 // state notes what the peer states, in a session that began with by and to. The newest
@@ -125,6 +169,7 @@ func (p *peerRecord) state(by Origin, to DatabaseID, change func(*stated)) {
 	defer p.mu.Unlock()
 	if p.stated.by == by && p.stated.to == to {
 		change(&p.stated)
+		p.heardAt = time.Now()
 	}
 }
 
@@ -204,8 +249,10 @@ func (p *peerRecord) save(x *section, id DatabaseID, change func(*peerRecord)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	change(p)
-	p.unsaved = false
-	x.put(peerKey(id), p.append(nil))
+	p.unsaved, p.savedAt = false, p.heardAt
+	if !x.d.isForgotten(id) { // else a session is about to end
+		x.put(peerKey(id), p.append(nil))
+	}
 }
 
 // advanced adds the cursor's new place to the commit that brings it there.
@@ -267,7 +314,11 @@ func (p *peerRecord) isForked(epoch Origin) bool {
 // append adds the row that parsePeerRecord reads. The caller holds mu, or is
 // alone with the record.
 func (p *peerRecord) append(dst []byte) []byte {
-	dst = append(dst, 0) // flags
+	flags := byte(0)
+	if p.forgotten {
+		flags |= peerForgotten
+	}
+	dst = append(dst, flags)
 	dst = p.cursor.append(dst)
 	dst = append(dst, byte(len(p.epochs)))
 	for _, e := range p.epochs {
@@ -278,13 +329,16 @@ func (p *peerRecord) append(dst []byte) []byte {
 		dst = appendBytes(dst, a)
 	}
 	dst = appendBytes(dst, p.name)
-	return binary.AppendUvarint(dst, 0) // kept for when the peer was seen last
+	return binary.AppendUvarint(dst, uint64(max(p.heardAt.Unix(), 0)))
 }
+
+// maxUnixTime bounds times in rows, in seconds.
+const maxUnixTime = 1 << 40
 
 func parsePeerRecord(b []byte) (*peerRecord, error) {
 	r := decoder{rest: b}
-	r.byte()
-	p := &peerRecord{cursor: r.cursor()}
+	flags := r.byte()
+	p := &peerRecord{forgotten: flags&peerForgotten != 0, cursor: r.cursor()}
 	for n := r.byte(); n > 0 && r.err == nil; n-- {
 		p.epochs = append(p.epochs, Origin(r.uint64()))
 	}
@@ -292,7 +346,12 @@ func parsePeerRecord(b []byte) (*peerRecord, error) {
 		p.addrs = append(p.addrs, string(r.bytes(maxAddrSize)))
 	}
 	p.name = string(r.bytes(maxName))
-	r.uvarint()
+	if heard := r.uvarint(); heard > maxUnixTime {
+		r.fail(fmt.Errorf("heard of at %d", heard))
+	} else if heard > 0 {
+		p.savedAt = time.Unix(int64(heard), 0)
+		p.heardAt = p.savedAt
+	}
 	if err := r.finish(); err != nil {
 		return nil, fmt.Errorf("%w: %w", errCorrupt, err)
 	}
@@ -313,16 +372,22 @@ func (d *store) allPeers() map[DatabaseID]*peerRecord {
 	return maps.Clone(d.peers)
 }
 
-// remember makes a record the one of a peer. There must be no other.
-func (d *store) remember(id DatabaseID, record *peerRecord) {
+// remember makes a record the one of a peer, unless the peer was forgotten. There must be
+// no other.
+func (d *store) remember(id DatabaseID, record *peerRecord) error {
 	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, forgotten := d.forgotten[id]; forgotten {
+		return errForgotten
+	}
 	d.peers[id] = record
-	d.mu.Unlock()
+	return nil
 }
 
 var (
-	errForked = fmt.Errorf("%w: the history of its id has forked: an earlier epoch is back", ErrCloned)
-	errLate   = errors.New("replicator: a newer process of this peer was met while this connection was being made")
+	errForked    = fmt.Errorf("%w: the history of its id has forked: an earlier epoch is back", ErrCloned)
+	errForgotten = fmt.Errorf("%w: the peer was forgotten (Replicator.Forget)", ErrRefused)
+	errLate      = errors.New("replicator: a newer process of this peer was met while this connection was being made")
 )
 
 // meet records, with Sync, that a peer is new or in a new epoch. It has to have heard
@@ -338,6 +403,21 @@ func (d *store) meet(id DatabaseID, record *peerRecord, epoch Origin, name, addr
 		return errForked
 	case changed:
 		return d.savePeer(id, record, true)
+	}
+	return nil
+}
+
+// saveSeen writes when peers were seen, if the rows are too far behind.
+func (d *store) saveSeen() error {
+	const precision = 32
+	age := d.settings.expiry.peerAge
+	for id, record := range d.allPeers() {
+		if age == 0 || !record.seenSince(age/precision) {
+			continue
+		}
+		if err := d.savePeer(id, record, false); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -130,16 +130,6 @@ func (y *syncer) quicken() {
 	}
 }
 
-// pause waits for d, or until ctx is done.
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
-}
-
 // accept accepts connections until the listener is closed, which happens when
 // replication stops.
 func (y *syncer) accept() {

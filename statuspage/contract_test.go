@@ -167,3 +167,34 @@ func TestHideKeys(t *testing.T) {
 		require.Equal(t, want, hideKeys(text))
 	}
 }
+
+// TestMissing: how many peers are needed, and which count.
+func TestMissing(t *testing.T) {
+	peer := func(change func(*replicator.PeerStatus)) (p replicator.PeerStatus) {
+		p = replicator.PeerStatus{Configured: true, State: replicator.StateWaiting}
+		if change != nil {
+			change(&p)
+		}
+		return p
+	}
+	synced := peer(func(p *replicator.PeerStatus) { p.LastInSync = time.Now() })
+	away := peer(nil)
+	for name, c := range map[string]struct {
+		peers []replicator.PeerStatus
+		ready bool
+	}{
+		"no peer":             {nil, true},
+		"0 of 1":              {[]replicator.PeerStatus{away}, false},
+		"1 of 1":              {[]replicator.PeerStatus{synced}, true},
+		"1 of 2":              {[]replicator.PeerStatus{synced, away}, false},
+		"2 of 2":              {[]replicator.PeerStatus{synced, synced}, true},
+		"1 of 3":              {[]replicator.PeerStatus{synced, away, away}, false},
+		"2 of 3":              {[]replicator.PeerStatus{synced, synced, away}, true},
+		"2 of 4":              {[]replicator.PeerStatus{synced, synced, away, away}, false},
+		"3 of 4":              {[]replicator.PeerStatus{synced, synced, synced, away}, true},
+		"one under two names": {[]replicator.PeerStatus{synced, away, peer(func(p *replicator.PeerStatus) { p.SameAs, p.LastInSync = "a", time.Now() })}, false},
+		"one that dialled in": {[]replicator.PeerStatus{away, peer(func(p *replicator.PeerStatus) { p.Configured, p.LastInSync = false, time.Now() })}, false},
+	} {
+		require.Equal(t, c.ready, len(missing(replicator.Status{Peers: c.peers}, majority)) == 0, name)
+	}
+}

@@ -44,7 +44,8 @@ var (
 	// ErrCloned marks a peer that has the same database id, which means that the
 	// directory was copied.
 	ErrCloned = errors.New("replicator: another replica has this database id")
-	// ErrUnknownPeer is returned by RemovePeer for an address that was not added.
+	// ErrUnknownPeer is returned by RemovePeer for an address that was not added, and by
+	// Compare and Repair for what does not name one peer.
 	ErrUnknownPeer = errors.New("replicator: no such peer")
 )
 
@@ -59,7 +60,7 @@ func (closedError) Is(target error) bool { return target == leveldb.ErrClosed }
 // PeerError adds the peer and the operation to an error.
 type PeerError struct {
 	Addr string // the peer's address
-	Op   string // the operation: "dial", "handshake" or "session"
+	Op   string // the operation: "dial", "handshake", "session", "compare" or "repair"
 	Err  error
 }
 

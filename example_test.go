@@ -349,3 +349,63 @@ func ExampleReplicator_Count() {
 	fmt.Println(n.Keys, "keys,", n.Tombstones, "deleted")
 	// Output: 9 keys, 1 deleted
 }
+
+// An administrator wants to know whether two servers hold the same. Each side is read once;
+// of keys that differ, the later versions are then brought to where they lack.
+func ExampleReplicator_Compare() {
+	server1, done1 := exampleReplica()
+	defer done1()
+	server2, done2 := exampleReplica(server1.Addr().String())
+	defer done2()
+
+	check(server1.Put([]byte("fruit/apple"), []byte("1 kg"), nil))
+	check(server2.Put([]byte("fruit/pear"), []byte("2 kg"), nil))
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	d, err := server2.Compare(ctx, server1.Addr().String())
+	check(err)
+	if !d.Equal {
+		fmt.Printf("%d keys differ, such as %q\n", d.Keys, d.Sample)
+		d, err = server2.Repair(ctx, server1.Addr().String())
+		check(err)
+		fmt.Printf("%d of %d are repaired\n", d.Repaired, d.Keys)
+		return
+	}
+	fmt.Println("equal")
+	// Output:
+	// equal
+}
+
+// The index of a server was damaged: its peers do not notice, as it goes on to know what it
+// has lost. Repair brings it back.
+func ExampleReplicator_Repair() {
+	server1, done1 := exampleReplica()
+	defer done1()
+	server2, done2 := exampleReplica(server1.Addr().String())
+	defer done2()
+	check(server1.Put([]byte("fruit/apple"), []byte("1 kg"), nil))
+	check(server1.Put([]byte("fruit/pear"), []byte("2 kg"), nil))
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	check(server2.SyncNow(ctx))
+
+	damage := new(leveldb.Batch) // as a fault of the disk might
+	for _, key := range []string{"fruit/pear", "\xffreplicator\xffi" + "fruit/pear"} {
+		damage.Delete([]byte(key))
+	}
+	check(server2.DB().Write(damage, nil))
+	check(server2.SyncNow(ctx))
+	_, err := server2.Get([]byte("fruit/pear"), nil)
+	fmt.Println(err)
+
+	d, err := server2.Repair(ctx, server1.Addr().String())
+	check(err)
+	fmt.Printf("%d key differed, %d repaired\n", d.Keys, d.Repaired)
+	value, err := server2.Get([]byte("fruit/pear"), nil)
+	check(err)
+	fmt.Printf("%s\n", value)
+	// Output:
+	// leveldb: not found
+	// 1 key differed, 1 repaired
+	// 2 kg
+}

@@ -1,5 +1,10 @@
 package replicator
 
+import (
+	"bytes"
+	"fmt"
+)
+
 // This file owns what one replica asks of another, and what it is given.
 
 // entry is one key's version from elsewhere, with its value or, for a value
@@ -10,6 +15,7 @@ type entry struct {
 	value  []byte
 	absent bool // the value was not sent along
 	size   uint64
+	later  bool // in a reply: it stands behind what the question says is merged
 }
 
 // pull asks for a page: of what came after the cursor's checkpoint, or of the scan
@@ -48,4 +54,100 @@ type page struct {
 	reached uint64  // of a scan of the log: read down to this record
 	key     []byte  // of a scan in key order: read up to and with this key
 	entries []entry // in ascending order of their keys, each once
+}
+
+const (
+	// maxRanges bounds the ranges of a question.
+	maxRanges = 256
+	// fewRecords is how many records either side has in a range at most for which the
+	// records are told. A larger range that differs is asked about in parts.
+	fewRecords = 32
+)
+
+// question asks whether a peer has the same records in ranges of keys, which ascend, and
+// for the records where it has not. The questions of one comparison are answered from
+// one snapshot.
+type question struct {
+	first  bool     // a comparison begins
+	values bool     // send small values along where the asking side lacks most
+	merged position // with first, if it is one: the peer's log is merged up to here
+	ranges []rangeQuestion
+}
+
+// rangeQuestion is a range, and what the asking side has in it.
+type rangeQuestion struct {
+	keyRange
+	n     uint64      // records
+	print fingerprint // zero if there are none
+}
+
+// finding is what a peer says of one range.
+type finding byte
+
+const (
+	findingSame    finding = iota // it has the same records
+	findingDiffers                // it has not: ask about the parts
+	findingRecords                // all that it has is among the entries
+)
+
+// reply answers the first ranges of a question.
+type reply struct {
+	obstacle obstacle // if there is one, the rest is empty
+
+	// What the peer's snapshot is of. It is told in reply to a first question.
+	first         bool
+	to            position // the head of the peer's log
+	merged        position // the place up to which the peer had merged the log of the asking side, if it had
+	vector, heard []Stamp  // as in a page
+
+	findings []finding
+	part     bool // of the last range, only the records up to and with key are told
+	key      []byte
+	entries  []entry // in ascending order of their keys; values are sent along as in a page of a scan
+}
+
+// obstacle is why a question is not answered.
+type obstacle byte
+
+const (
+	obstacleNone     obstacle = iota
+	obstacleOver              // the snapshot was given back: begin again
+	obstacleAdopting          // keys are being adopted, and are not in the index yet
+)
+
+// check returns an error if the reply does not answer the question.
+func (r *reply) check(q *question) error {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%w: reply: %w", ErrProtocol, fmt.Errorf(format, args...))
+	}
+	n := len(r.findings)
+	switch {
+	case r.obstacle == obstacleOver && q.first:
+		return bad("the snapshot of a comparison that begins is over")
+	case r.obstacle != obstacleNone:
+		return nil
+	case r.first != q.first:
+		return bad("it begins a comparison: %v", r.first)
+	case n > len(q.ranges):
+		return bad("%d ranges, of %d", n, len(q.ranges))
+	case r.part && (r.findings[n-1] != findingRecords || !q.ranges[n-1].contains(r.key)):
+		return bad("key %.64q is not in the last range", r.key)
+	}
+	rest := r.entries
+	for i, f := range r.findings {
+		asked := &q.ranges[i]
+		if f == findingDiffers && asked.n <= fewRecords {
+			return bad("no records of a range that has %d at the other side", asked.n)
+		}
+		for len(rest) > 0 && f == findingRecords && asked.contains(rest[0].key) {
+			if r.part && i == n-1 && bytes.Compare(rest[0].key, r.key) > 0 {
+				return bad("key %.64q is behind %.64q", rest[0].key, r.key)
+			}
+			rest = rest[1:]
+		}
+	}
+	if len(rest) > 0 {
+		return bad("key %.64q was not asked for", rest[0].key)
+	}
+	return nil
 }

@@ -5,9 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/iterator"
+	"github.com/syndtr/goleveldb/leveldb/opt"
+	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
 // Update is the flag to rewrite golden files.
@@ -437,4 +441,77 @@ func (t Token) Stamp() Stamp { return t.stamp }
 func KeepWarnings(to *slog.Logger) (*slog.Logger, func() []Warning) {
 	w := new(warnings)
 	return w.logger(to), w.all
+}
+
+// LoseKeys removes all that a database has of some keys, but for their log records, as if
+// the files that it was in were lost and nobody noticed.
+func LoseKeys(db *leveldb.DB, keys ...string) error {
+	var b leveldb.Batch
+	for _, key := range keys {
+		b.Delete([]byte(key))
+		b.Delete(indexKey([]byte(key)))
+	}
+	return db.Write(&b, withSync)
+}
+
+// PlaceKey gives a database that no Replicator has open a value, with a stamp and no
+// log record.
+func PlaceKey(db *leveldb.DB, key, value string, stamp Stamp) error {
+	var b leveldb.Batch
+	b.Put([]byte(key), []byte(value))
+	b.Put(indexKey([]byte(key)), appendIndexRecord(nil, Version{Stamp: stamp}, 1))
+	return db.Write(&b, withSync)
+}
+
+// CountIndexRows returns the options, and has the index rows counted that are read from
+// snapshots, one after the other.
+func CountIndexRows(o Options) (*Options, func() int64) {
+	var e countingEngine
+	o.engine = func(of engine) engine {
+		e.engine = of
+		return &e
+	}
+	return &o, e.rows.Load
+}
+
+type countingEngine struct {
+	engine
+	rows atomic.Int64
+}
+
+func (e *countingEngine) snapshot() (snapshot, error) {
+	snap, err := e.engine.snapshot()
+	return &countingSnapshot{snap, e}, err
+}
+
+type countingSnapshot struct {
+	snapshot
+	e *countingEngine
+}
+
+func (s *countingSnapshot) NewIterator(slice *util.Range, ro *opt.ReadOptions) iterator.Iterator {
+	it := s.snapshot.NewIterator(slice, ro)
+	if slice != nil && len(slice.Start) > len(reserved) && slice.Start[len(reserved)] == tableIndex {
+		return &countingIterator{it, s.e}
+	}
+	return it
+}
+
+type countingIterator struct {
+	iterator.Iterator
+	e *countingEngine
+}
+
+func (i *countingIterator) Next() bool {
+	i.e.rows.Add(1)
+	return i.Iterator.Next()
+}
+
+// AskedNumbers returns the numbers of records that a question states.
+func AskedNumbers(payload []byte) (numbers []uint64, err error) {
+	q, err := parseQuestion(payload, 0)
+	for i := range q.ranges {
+		numbers = append(numbers, q.ranges[i].n)
+	}
+	return numbers, err
 }

@@ -36,6 +36,10 @@ const (
 	wirePong      = 12
 	wireAck       = 13
 	wireFlush     = 14
+	wireQuestion  = 15
+	wireReply     = 16
+	wireOffer     = 17
+	wireTaken     = 18
 )
 
 // wirePeer is a peer that is made by hand: it speaks frames, and nothing else

@@ -178,9 +178,10 @@ type Options struct {
 
 	durableEvery time.Duration // for tests: how often everything is made durable
 
-	bootID      func() string // for tests: the machine's boot id, "" if unknown
-	pageEntries int           // for tests: maximum number of entries in a page
-	rescan      func() bool   // for tests: decides whether a long log scan becomes a scan in key order
+	bootID      func() string       // for tests: the machine's boot id, "" if unknown
+	pageEntries int                 // for tests: maximum number of entries in a page
+	rescan      func() bool         // for tests: decides whether a long log scan becomes a scan in key order
+	engine      func(engine) engine // for tests: wraps the database
 }
 
 // Validate returns the errors in the options, joined, or nil.
@@ -290,7 +291,7 @@ func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 func (o *Options) store() storeSettings {
 	return storeSettings{
 		logger: o.Logger, maxValue: o.MaxValueSize, skipAdoption: o.SkipAdoption, recovered: o.Recovered, onConflict: o.OnConflict,
-		backlog: o.BacklogBytes, durableEvery: o.durableEvery, bootID: o.bootID(), pageEntries: o.pageEntries, rescan: o.rescan,
+		backlog: o.BacklogBytes, durableEvery: o.durableEvery, bootID: o.bootID(), pageEntries: o.pageEntries, rescan: o.rescan, engine: o.engine,
 	}
 }
 

@@ -29,6 +29,10 @@ const (
 	framePong      = 12 // the sender's head
 	frameAck       = 13 // what is durable at the sender
 	frameFlush     = 14 // asks the receiver to make everything durable, and to say so
+	frameQuestion  = 15 // asks whether the receiver has the same in ranges of keys
+	frameReply     = 16 // answers a question
+	frameOffer     = 17 // keys of which the sender has what the receiver lacks
+	frameTaken     = 18 // answers an offer
 )
 
 const (
@@ -495,6 +499,7 @@ const (
 	entryDeleted    = 1
 	entrySameOrigin = 2 // as the entry before or, for the first, the sender's epoch
 	entryAbsent     = 4 // the size stands in for the value
+	entryLater      = 8 // it stands behind what the receiver has merged; in a reply
 )
 
 // appendEntry adds an entry up to its value; the value's bytes follow it, unless
@@ -509,6 +514,9 @@ func appendEntry(dst []byte, e *entry, previous Origin) []byte {
 	}
 	if e.absent {
 		flags |= entryAbsent
+	}
+	if e.later {
+		flags |= entryLater
 	}
 	dst = append(dst, flags)
 	dst = binary.AppendUvarint(dst, e.Clock)
@@ -613,7 +621,7 @@ func (r *decoder) entries(maxValue int, previous Origin) []entry {
 
 func (r *decoder) entry(e *entry, previous Origin, maxValue int) {
 	flags := r.byte()
-	e.Deleted, e.absent = flags&entryDeleted != 0, flags&entryAbsent != 0
+	e.Deleted, e.absent, e.later = flags&entryDeleted != 0, flags&entryAbsent != 0, flags&entryLater != 0
 	e.Clock = r.uvarint()
 	e.Origin = previous
 	if flags&entrySameOrigin == 0 {

@@ -168,7 +168,33 @@ func wireMessages() (all []wireMessage) {
 		add(name, framePage, p, written(p.entries).page(p, len(p.entries))...)
 	}
 
+	keyed := func(lower, upper string) keyRange { return keyRange{[]byte(lower), []byte(upper)} }
+	for name, q := range map[string]*question{
+		"question, first": {first: true, merged: there(300), ranges: []rangeQuestion{
+			{keyRange{nil, []byte("c")}, 300, fingerprint{1, 2, 3}}, {keyed("c", "d"), 0, fingerprint{}}, {keyRange{[]byte("d"), nil}, 1, fingerprint{15: 9}}}},
+		"question": {values: true, ranges: []rangeQuestion{
+			{keyed("a", "b"), 33, fingerprint{4}}, {keyed("b", "ba"), 2, fingerprint{5}}, {keyed("m", "n"), 0, fingerprint{}}}},
+	} {
+		add(name, frameQuestion, q, q.append(nil, wireOtherEpoch))
+	}
+	told := wireEntries()
+	told[1].later = true
+	for name, r := range map[string]*reply{
+		"reply, first": {first: true, to: at(9), merged: there(5), vector: known, heard: known[1:],
+			findings: []finding{findingSame, findingRecords, findingDiffers}, entries: told},
+		"reply in part":   {part: true, key: []byte("b"), findings: []finding{findingDiffers, findingRecords}, entries: told[:2]},
+		"reply, over":     {obstacle: obstacleOver},
+		"reply, adopting": {obstacle: obstacleAdopting},
+	} {
+		if r.entries == nil && r.obstacle == obstacleNone {
+			r.entries = []entry{}
+		}
+		add(name, frameReply, r, written(r.entries).reply(r, len(r.entries), wireOtherEpoch)...)
+	}
+
 	keys := [][]byte{[]byte("a"), []byte("c")}
+	add("offer", frameOffer, keys, appendFetch(nil, keys))
+	add("taken", frameTaken, uint64(2), appendTaken(nil, 2))
 	add("fetch", frameFetch, keys, appendFetch(nil, keys))
 	large := entry{key: []byte("c"), Version: adoptedVersion([]byte("large")), value: []byte("large")}
 	add("values", frameValues, &values{2, false, nil, []entry{large}}, written([]entry{large}).values(2, 1, false, nil)...)
@@ -220,6 +246,19 @@ func parseMessage(kind byte, b []byte, maxValue int) (value any, again []byte, e
 	case frameValues:
 		v, err := parseValues(b, maxValue, wireEpoch)
 		return &v, v.encode(), err
+	case frameQuestion:
+		q, err := parseQuestion(b, wireOtherEpoch)
+		return &q, q.append(nil, wireOtherEpoch), err
+	case frameReply:
+		r, err := parseReply(b, maxValue, wireEpoch, wireOtherEpoch)
+		w := written(r.entries)
+		return &r, bytes.Join(w.reply(&r, len(r.entries), wireOtherEpoch), nil), err
+	case frameOffer:
+		keys, err := parseOffer(b)
+		return keys, appendFetch(nil, keys), err
+	case frameTaken:
+		n, err := parseTaken(b)
+		return n, appendTaken(nil, n), err
 	case framePing:
 		token, err := parsePing(b)
 		return token, binary.AppendUvarint(nil, token), err
@@ -278,7 +317,7 @@ func TestFramesByteForByte(t *testing.T) {
 			require.Equal(t, payload, again)
 		})
 	}
-	require.Len(t, kinds, frameFlush)
+	require.Len(t, kinds, frameTaken)
 }
 
 // TestProtocolExamples: the frames that docs/PROTOCOL.md takes apart are among the golden
@@ -350,7 +389,11 @@ func TestFramesMalformed(t *testing.T) {
 		"page a byte over":         {frame(5<<20+1, framePage), "has length 5242881"},
 		"values a byte over":       {frame(5<<20+1, frameValues), "has length 5242881"},
 		"unknown type 0":           {frame(2, 0), "unknown type 0"},
-		"unknown type 15":          {frame(2, 15), "unknown type 15"},
+		"unknown type 19":          {frame(2, 19), "unknown type 19"},
+		"question a byte over":     {frame(1<<20+1, frameQuestion), "has length 1048577"},
+		"reply a byte over":        {frame(5<<20+1, frameReply), "has length 5242881"},
+		"offer a byte over":        {frame(1<<20+1, frameOffer), "has length 1048577"},
+		"taken a byte over":        {frame(4<<10+1, frameTaken), "has length 4097"},
 		"unknown type 255":         {frame(2, 255), "unknown type 255"},
 		"a hello in a session":     {frame(2, frameHello), "unknown type 1"},
 		"an accept in a session":   {frame(2, frameAccept), "unknown type 2"},
@@ -407,6 +450,19 @@ func malformedMessages() map[string]malformedMessage {
 	vectorOf := func(known ...Stamp) []byte { return appendStamps(nil, known, wireEpoch) }
 	adoptionsOf := func(id adoptionID, mark Stamp) []byte {
 		return appendAdoptions(nil, adoptions{id: mark}, []adoptionID{id})
+	}
+	span := func(lower, upper string) rangeQuestion {
+		return rangeQuestion{keyRange: keyRange{[]byte(lower), []byte(upper)}}
+	}
+	questionOf := func(ranges ...rangeQuestion) []byte {
+		return (&question{ranges: ranges}).append(nil, wireOtherEpoch)
+	}
+	var many257 []rangeQuestion
+	for i := range 257 {
+		many257 = append(many257, span(fmt.Sprintf("%03d", i), fmt.Sprintf("%03d+", i)))
+	}
+	replyOf := func(r reply, entries ...entry) []byte {
+		return bytes.Join(written(entries).reply(&r, len(entries), wireOtherEpoch), nil)
 	}
 	many := make([]Stamp, maxVectorChunk+1)
 	for i := range many {
@@ -474,6 +530,36 @@ func malformedMessages() map[string]malformedMessage {
 		"values: reserved key":               {frameValues, (&values{answered: 1, entries: []entry{put(reserved + "x")}}).encode(), ErrReserved.Error()},
 		"values: value too large":            {frameValues, (&values{answered: 1, entries: []entry{large}}).encode(), "at most 1000"},
 		"values: trailing byte":              {frameValues, []byte{0, 0, 0, 0}, "1 bytes left over"},
+		"question: no ranges":                {frameQuestion, questionOf(), "0 ranges"},
+		"question: 257 ranges":               {frameQuestion, questionOf(many257...), "257 ranges, the limit is 256"},
+		"question: count beyond bytes":       {frameQuestion, []byte{0, 200, 1}, "truncated"},
+		"question: ranges overlap":           {frameQuestion, questionOf(span("a", "c"), span("b", "d")), `begins with "b", not above "c"`},
+		"question: ranges descend":           {frameQuestion, questionOf(span("m", "n"), span("b", "d")), `begins with "b", not above "n"`},
+		"question: lower end given in vain":  {frameQuestion, []byte{0, 2, 0, 1, 'c', 0, 1, 1, 'c', 1, 'd', 0}, `begins with "c", not above "c"`},
+		"question: empty range":              {frameQuestion, questionOf(span("a", "b"), span("c", "c")), `ends with "c", not above "c"`},
+		"question: range upside down":        {frameQuestion, questionOf(span("d", "c")), `ends with "c", not above "d"`},
+		"question: empty range at the start": {frameQuestion, []byte{0, 1, 0, 0, 0}, `ends with "", not above ""`},
+		"question: range behind the last":    {frameQuestion, []byte{0, 2, 2, 0, 0, 1, 'a', 0}, "behind the last key"},
+		"question: bound of 64 KiB + 2":      {frameQuestion, questionOf(span("a", "b"+strings.Repeat("k", MaxKeySize+1))), "at most 65537"},
+		"question: merged in mid comparison": {frameQuestion, (&question{merged: at(9), ranges: []rangeQuestion{span("a", "b")}}).append(nil, wireOtherEpoch), "merged up to"},
+		"question: trailing byte":            {frameQuestion, append(questionOf(span("a", "b")), 0), "1 bytes left over"},
+		"reply: no findings":                 {frameReply, replyOf(reply{}), "0 findings"},
+		"reply: 257 findings":                {frameReply, replyOf(reply{findings: make([]finding, 257)}), "257 findings, the limit is 256"},
+		"reply: unknown finding":             {frameReply, replyOf(reply{findings: []finding{3}}), "finding 3"},
+		"reply: over, and first":             {frameReply, []byte{replyOver | replyFirst}, "flags 3"},
+		"reply: over, and adopting":          {frameReply, []byte{replyOver | replyAdopting}, "flags 6"},
+		"reply: over, with more":             {frameReply, []byte{replyOver, 0}, "1 bytes left over"},
+		"reply: of nowhere":                  {frameReply, replyOf(reply{first: true, findings: []finding{0}}), "is no place in a log"},
+		"reply: heard in mid comparison":     {frameReply, replyOf(reply{heard: []Stamp{{1, wireEpoch}}, findings: []finding{0}}), "1 stamps were heard"},
+		"reply: keys descend":                {frameReply, replyOf(reply{findings: []finding{2}}, put("b"), put("a")), `key "a" is not above`},
+		"reply: key reached of 64 KiB + 1":   {frameReply, replyOf(reply{part: true, key: make([]byte, MaxKeySize+1), findings: []finding{2}}), "at most 65536"},
+		"reply: trailing byte":               {frameReply, append(replyOf(reply{findings: []finding{0}}), 0), "1 bytes left over"},
+		"offer: of nothing":                  {frameOffer, []byte{0}, "offer of nothing"},
+		"offer: keys descend":                {frameOffer, appendFetch(nil, [][]byte{{'b'}, {'a'}}), `key "a" is not above`},
+		"offer: one key twice":               {frameOffer, appendFetch(nil, [][]byte{{'b'}, {'b'}}), `key "b" is not above`},
+		"offer: count of 501":                {frameOffer, append(uvarint(nil, 501), make([]byte, 501)...), "truncated"},
+		"offer: trailing byte":               {frameOffer, append(appendFetch(nil, [][]byte{{'a'}}), 0), "1 bytes left over"},
+		"taken: trailing byte":               {frameTaken, []byte{3, 3}, "1 bytes left over"},
 		"ping: trailing byte":                {framePing, []byte{3, 3}, "1 bytes left over"},
 		"pong: trailing byte":                {framePong, []byte{3, 3, 3}, "1 bytes left over"},
 	}
@@ -535,7 +621,7 @@ func FuzzMessages(f *testing.F) {
 		f.Add(m.kind, m.b)
 	}
 	f.Fuzz(func(t *testing.T, kind byte, b []byte) {
-		if kind < frameHello || kind > frameFlush {
+		if kind < frameHello || kind > frameTaken {
 			return
 		}
 		const maxValue = 1000
@@ -550,6 +636,15 @@ func FuzzMessages(f *testing.F) {
 			entries = m.entries
 		case *values:
 			entries = m.entries
+		case *reply:
+			entries = m.entries
+			require.LessOrEqual(t, len(m.findings), maxRanges)
+		case *question:
+			require.LessOrEqual(t, len(m.ranges), maxRanges)
+			for i, r := range m.ranges {
+				require.False(t, r.isEmpty())
+				require.True(t, i == 0 || bytes.Compare(m.ranges[i-1].upper, r.lower) <= 0)
+			}
 		}
 		for i := range entries {
 			e := &entries[i]
@@ -562,4 +657,51 @@ func FuzzMessages(f *testing.F) {
 		require.NoError(t, err)
 		require.Equal(t, value, same)
 	})
+}
+
+// TestRepliesFit: a reply has to fit the question that it answers.
+func TestRepliesFit(t *testing.T) {
+	put := func(key string) entry { return entry{key: []byte(key)} }
+	q := &question{ranges: []rangeQuestion{
+		{keyRange: keyRange{[]byte("b"), []byte("d")}, n: 32},
+		{keyRange: keyRange{[]byte("d"), []byte("f")}, n: 33},
+		{keyRange: keyRange{[]byte("m"), nil}, n: 1},
+	}}
+	first := *q
+	first.first = true
+	same, differs, records := findingSame, findingDiffers, findingRecords
+	for name, c := range map[string]struct {
+		q    *question
+		r    reply
+		says string
+	}{
+		"all of it":                 {q, reply{findings: []finding{records, differs, records}, entries: []entry{put("b"), put("z")}}, ""},
+		"the first of it":           {q, reply{findings: []finding{same}}, ""},
+		"a part":                    {q, reply{findings: []finding{records}, part: true, key: []byte("c"), entries: []entry{put("b"), put("c")}}, ""},
+		"over":                      {q, reply{obstacle: obstacleOver}, ""},
+		"over at once":              {&first, reply{obstacle: obstacleOver}, "that begins is over"},
+		"adopting":                  {&first, reply{obstacle: obstacleAdopting}, ""},
+		"more than asked":           {q, reply{findings: []finding{same, same, same, same}}, "4 ranges, of 3"},
+		"not the first":             {&first, reply{findings: []finding{same}}, "it begins a comparison: false"},
+		"first in the midst":        {q, reply{first: true, findings: []finding{same}}, "it begins a comparison: true"},
+		"few that differ":           {q, reply{findings: []finding{differs}}, "no records of a range"},
+		"few that differ, later":    {q, reply{findings: []finding{same, same, differs}}, "no records of a range"},
+		"an entry below the ranges": {q, reply{findings: []finding{records}, entries: []entry{put("a")}}, `key "a" was not asked for`},
+		"an entry in a gap":         {q, reply{findings: []finding{records, records, records}, entries: []entry{put("g")}}, `key "g" was not asked for`},
+		"an entry of the same":      {q, reply{findings: []finding{same, records}, entries: []entry{put("b")}}, `key "b" was not asked for`},
+		"an entry not answered":     {q, reply{findings: []finding{records}, entries: []entry{put("b"), put("d")}}, `key "d" was not asked for`},
+		"a part of the same":        {q, reply{findings: []finding{same}, part: true, key: []byte("b")}, "is not in the last range"},
+		"a part outside":            {q, reply{findings: []finding{records}, part: true, key: []byte("d")}, "is not in the last range"},
+		"an entry behind the part":  {q, reply{findings: []finding{records}, part: true, key: []byte("b"), entries: []entry{put("bb")}}, `key "bb" is behind "b"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := c.r.check(c.q)
+			if c.says == "" {
+				require.NoError(t, err)
+				return
+			}
+			require.ErrorIs(t, err, ErrProtocol)
+			require.ErrorContains(t, err, c.says)
+		})
+	}
 }

@@ -134,7 +134,7 @@ func start(db *leveldb.DB, o Options) (*Replicator, error) {
 	settings := o.sync()
 	settings.listener, settings.tls = listener, protect
 	r := &Replicator{db: db, store: d, syncer: startSync(d, settings), maxValue: o.MaxValueSize, options: &o, warnings: kept, opened: time.Now()}
-	r.gate.empty = make(chan struct{})
+	r.gate.init()
 	if listener != nil {
 		r.addr = listener.Addr()
 	}
@@ -354,6 +354,50 @@ func (r *Replicator) RemovePeer(addr string) error { return r.syncer.removePeer(
 // another peer may be at the address by now. It returns a *PeerError, joined, for each
 // peer that could not be reached or did not finish before ctx was done.
 func (r *Replicator) SyncNow(ctx context.Context) error { return r.syncer.syncNow(ctx) }
+
+// Compare finds the keys in which this replica and a peer differ. peer is a configured
+// address, or the id or the name of a connected peer, in the form that Status shows.
+//
+// Compare first waits until each side has merged what the other had at the call, as far as
+// access permits: what is merely under way, and what is written meanwhile, is no
+// difference. Then it trusts neither logs nor vectors: it compares fingerprints of ranges
+// of keys, of the versions of all keys and deletions, and asks for the records of ranges
+// that differ. That costs each side one reading of its index and, for a hundred
+// differing keys of a million, about 150 KiB of traffic. A reading serves all comparisons
+// for a minute; what changed since follows from the log. A deletion that one side has
+// seen, and does not keep any more, is no difference. Values are not looked at; see
+// Digest.
+//
+// It returns the error of ctx, ErrClosed, ErrUnknownPeer, or a *PeerError. While keys are
+// being adopted on one of the sides, it fails; see Status.
+func (r *Replicator) Compare(ctx context.Context, peer string) (Difference, error) {
+	return r.compare(ctx, peer, false)
+}
+
+// Repair makes this replica and a peer equal: it merges what the peer has in a later
+// version, or alone, and has the peer merge what is here in a later version, or alone. That
+// goes beyond what replication does by itself: it includes keys of which a vector claims
+// that they are known. It changes only keys that differ, and keeps their stamps. A
+// deletion counts as a version like any other.
+//
+// A side that grants the other ReadOnly access merges nothing of it. Other peers are not
+// repaired along with these two.
+//
+// Repair returns the difference that it found, of which Repaired keys are equal now. It
+// waits, and fails, as Compare does; what was merged before an error stays merged.
+func (r *Replicator) Repair(ctx context.Context, peer string) (Difference, error) {
+	return r.compare(ctx, peer, true)
+}
+
+func (r *Replicator) compare(ctx context.Context, peer string, repair bool) (Difference, error) {
+	if !r.gate.enter() {
+		return Difference{}, ErrClosed
+	}
+	defer r.gate.leave()
+	ctx, cancel := r.gate.within(ctx)
+	defer cancel()
+	return r.syncer.compareWith(ctx, peer, repair)
+}
 
 // Close ends all sessions, waits for all background work, makes all writes durable, and
 // marks the database as cleanly closed. It writes the data that is not in leveldb's

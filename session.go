@@ -55,15 +55,17 @@ const (
 // session is one connection's conversation with a peer, in both directions: the
 // pull side reads what the peer has, the serve side answers the peer's pulls.
 //
-// Four goroutines share it. hear receives and hands on. beat sends pings and pongs.
-// serve answers pulls and fetches, and tells what is news. pull asks, and merges.
+// Five goroutines share it. hear receives and hands on. beat sends pings and pongs.
+// serve answers pulls and fetches, and tells what is news. pull asks, and merges. compare
+// answers questions and offers. Whoever compares this replica to the peer asks those.
 //
 // They can't wait for each other for ever. hear never sends and never waits: for what
 // the peer may ask once there is a mailbox of one place, and a peer that asks twice is
 // told off; what only says "look again" is a field, and a wake that is set at most
 // once. So whatever arrives is received, and every send of the peer's ends, and as the
 // peer does the same, every send of ours. serve and beat wait for sends and
-// commits only. pull waits for what it has asked for, which serve at the other end
+// commits only. compare, and whoever asks, wait for values, too, for the other's compare,
+// and for each other's fetches: serve sends values without waiting for anything. pull waits for what it has asked for, which serve at the other end
 // sends without waiting for anything of ours, and for its turn to scan, which nobody
 // keeps while nothing comes.
 type session struct {
@@ -85,13 +87,21 @@ type session struct {
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when nothing of the session runs any more
 
-	pulls   chan pull     // to serve
-	fetches chan [][]byte // to serve
-	pages   chan []byte   // to pull
-	values  chan []byte   // to pull
-	commits *subscription // wakes serve
-	look    chan struct{} // wakes serve, too
-	beats   chan struct{} // wakes beat
+	pulls     chan pull     // to serve
+	fetches   chan [][]byte // to serve
+	pages     chan []byte   // to pull
+	values    chan []byte   // to whoever fetches
+	questions chan question // to compare
+	offers    chan [][]byte // to compare
+	replies   chan []byte   // to whoever asks
+	takens    chan uint64   // to whoever asks
+	commits   *subscription // wakes serve
+	look      chan struct{} // wakes serve, too
+	beats     chan struct{} // wakes beat
+
+	fetching turn                        // held while values are fetched
+	asking   turn                        // held while the peer is compared to; guards what follows
+	owed     struct{ reply, taken bool } // what the peer has to answer yet
 
 	meeting turn // guards what follows
 	met     bool // the peer is remembered
@@ -119,6 +129,7 @@ type session struct {
 	state      State
 	caughtUp   bool // in this session, once
 	incomplete bool // the peer could not read something
+	leftOut    bool // this side could not read something that the peer asked for
 	lastGood   time.Time
 	pingedAt   time.Time     // when a ping was sent that is yet to be answered; zero: none is
 	roundTrip  time.Duration // of the last ping; 0: unknown
@@ -130,21 +141,27 @@ type session struct {
 func newSession(ctx context.Context, y *syncer, c *conn, g *greeting, record *peerRecord, addr string, dialed bool) *session {
 	s := &session{
 		y: y, store: y.store, conn: c, own: g.own, hello: g.peer, since: g.since, access: g.access, record: record, addr: addr, dialed: dialed,
-		server:  newServer(y.store),
-		meeting: make(turn, 1),
-		telling: make(turn, 1),
-		met:     dialed,
-		pace:    newSchedule(y.settings.minInterval, y.settings.maxInterval),
-		done:    make(chan struct{}),
-		pulls:   make(chan pull, 1),
-		fetches: make(chan [][]byte, 1),
-		pages:   make(chan []byte, 1),
-		values:  make(chan []byte, 1),
-		beats:   make(chan struct{}, 1),
-		look:    make(chan struct{}, 1),
-		changed: make(chan struct{}),
-		durable: vector{},
-		state:   StateStarting,
+		server:    newServer(y.store),
+		fetching:  make(turn, 1),
+		asking:    make(turn, 1),
+		meeting:   make(turn, 1),
+		telling:   make(turn, 1),
+		met:       dialed,
+		pace:      newSchedule(y.settings.minInterval, y.settings.maxInterval),
+		done:      make(chan struct{}),
+		pulls:     make(chan pull, 1),
+		fetches:   make(chan [][]byte, 1),
+		pages:     make(chan []byte, 1),
+		values:    make(chan []byte, 1),
+		questions: make(chan question, 1),
+		offers:    make(chan [][]byte, 1),
+		replies:   make(chan []byte, 1),
+		takens:    make(chan uint64, 1),
+		beats:     make(chan struct{}, 1),
+		look:      make(chan struct{}, 1),
+		changed:   make(chan struct{}),
+		durable:   vector{},
+		state:     StateStarting,
 	}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	return s
@@ -167,7 +184,7 @@ func (s *session) run() error {
 	if err := s.open(); err != nil {
 		s.cancel(err)
 	}
-	for _, part := range []func() error{s.beat, s.serve, s.pull} {
+	for _, part := range []func() error{s.beat, s.serve, s.pull, s.compare} {
 		start(part)
 	}
 	<-s.ctx.Done()
@@ -259,13 +276,13 @@ func (s *session) send(kind byte, parts ...[]byte) error {
 // frameLimit is the greatest length of a frame that this side has a use for.
 func (s *session) frameLimit(kind byte) int {
 	switch kind {
-	case frameBye, frameTerms, framePing, framePong, frameFlush:
+	case frameBye, frameTerms, framePing, framePong, frameFlush, frameTaken:
 		return maxSmallFrame
 	case frameVector, frameAdoptions:
 		return maxVectorFrame
-	case framePull, frameFetch:
+	case framePull, frameFetch, frameQuestion, frameOffer:
 		return maxRequestFrame
-	case framePage, frameValues, frameAck:
+	case framePage, frameValues, frameAck, frameReply:
 		return s.y.settings.maxValue + 4*maxPageBytes
 	}
 	return 0
@@ -274,7 +291,7 @@ func (s *session) frameLimit(kind byte) int {
 // allowed returns an error if the peer may not send a frame of a kind. It is not asked
 // for what it may not give.
 func (s *session) allowed(kind byte) error {
-	if s.access == ReadOnly && (kind == framePage || kind == frameValues) {
+	if s.access == ReadOnly && (kind == framePage || kind == frameValues || kind == frameOffer) {
 		return fmt.Errorf("%w: frame of type %d from a peer with read-only access", ErrProtocol, kind)
 	}
 	return nil
@@ -351,6 +368,26 @@ func (s *session) handle(kind byte, payload []byte) error {
 		return offer(s.pages, payload, "page")
 	case frameValues:
 		return offer(s.values, payload, "values")
+	case frameQuestion:
+		q, err := parseQuestion(payload, s.own.epoch)
+		if err != nil {
+			return err
+		}
+		return offer(s.questions, q, "question")
+	case frameReply:
+		return offer(s.replies, payload, "reply")
+	case frameOffer:
+		keys, err := parseOffer(payload)
+		if err != nil {
+			return err
+		}
+		return offer(s.offers, keys, "offer")
+	case frameTaken:
+		n, err := parseTaken(payload)
+		if err != nil {
+			return err
+		}
+		return offer(s.takens, n, "answer to an offer")
 	case framePing:
 		token, err := parsePing(payload)
 		if err != nil {

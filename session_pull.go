@@ -31,6 +31,8 @@ type puller struct {
 	first      *firstSync
 	incomplete bool   // something was left out: nothing that was merged since counts
 	stale      uint64 // entries of the last page that were not needed
+	fetched    int    // entries that came in answers to fetches
+	lacked     bool   // something was fetched that the peer could not read
 }
 
 func newPuller(s *session) *puller {
@@ -49,6 +51,11 @@ func (s *session) pull() error {
 	empty := s.store.head() == 0 && !s.store.adopter.running()
 	if u.c.checkpoint.isZero() || u.c.scan != scanNone {
 		if err := u.takeTurn(); err != nil {
+			return err
+		}
+	}
+	if u.c.equal(cursor{}) && s.store.recovered.Load() {
+		if _, err := u.pullDifferences(); err != nil {
 			return err
 		}
 	}
@@ -358,7 +365,6 @@ func (u *puller) repeatLater() {
 // fetch gets and merges the values of some entries, a frame at a time. What the peer
 // has forgotten since needs no merging.
 func (u *puller) fetch(entries []entry, indices []int) error {
-	s := u.s
 	for len(indices) > 0 {
 		var keys [][]byte
 		var size uint64
@@ -368,46 +374,66 @@ func (u *puller) fetch(entries []entry, indices []int) error {
 			}
 			keys = append(keys, entries[i].key)
 		}
-		if err := s.send(frameFetch, appendFetch(nil, keys)); err != nil {
-			return err
-		}
-		payload, err := s.awaitValues()
+		answered, err := u.fetchKeys(keys)
 		if err != nil {
 			return err
 		}
-		v, err := parseValues(payload, s.y.settings.maxValue, s.hello.epoch)
-		if err != nil {
-			return err
-		}
-		if v.answered == 0 || v.answered > uint64(len(keys)) {
-			return fmt.Errorf("%w: values: %d of %d keys answered", ErrProtocol, v.answered, len(keys))
-		}
-		if v.incomplete && !u.incomplete {
-			u.incomplete = true
-			u.repeatLater()
-		}
-		if err := u.judge(v.entries); err != nil {
-			return err
-		}
-		if err := u.hearOf(v.heard); err != nil {
-			return err
-		}
-		var blind blindness
-		c, err := s.store.examineBy(v.entries, &blind, &u.arbiter)
-		if err != nil {
-			return err
-		}
-		c.hear = append(s.server.known().stamps(), u.heard.stamps()...)
-		if c.missing() != nil {
-			return fmt.Errorf("%w: values: an entry comes without its value", ErrProtocol)
-		}
-		c.first = u.first
-		if err := s.store.merge(c, &u.blind, nil); err != nil {
-			return err
-		}
-		indices = indices[v.answered:]
+		indices = indices[answered:]
 	}
 	return nil
+}
+
+// fetchKeys gets and merges what the peer has of some keys, and returns of how many, the
+// first ones, it has told.
+func (u *puller) fetchKeys(keys [][]byte) (answered uint64, err error) {
+	s := u.s
+	v, err := s.fetch(keys)
+	if err != nil {
+		return 0, err
+	}
+	u.lacked = u.lacked || v.incomplete
+	if v.incomplete && !u.incomplete {
+		u.incomplete = true
+		u.repeatLater()
+	}
+	if err := u.judge(v.entries); err != nil {
+		return 0, err
+	}
+	if err := u.hearOf(v.heard); err != nil {
+		return 0, err
+	}
+	var blind blindness
+	c, err := s.store.examineBy(v.entries, &blind, &u.arbiter)
+	if err != nil {
+		return 0, err
+	}
+	c.hear = append(s.server.known().stamps(), u.heard.stamps()...)
+	if c.missing() != nil {
+		return 0, fmt.Errorf("%w: values: an entry comes without its value", ErrProtocol)
+	}
+	c.first = u.first
+	u.fetched += len(v.entries)
+	return v.answered, s.store.merge(c, &u.blind, nil)
+}
+
+// fetch asks for the values of keys, at least one.
+func (s *session) fetch(keys [][]byte) (v values, err error) {
+	s.fetching.take()
+	defer s.fetching.giveBack()
+	if err := s.send(frameFetch, appendFetch(nil, keys)); err != nil {
+		return v, err
+	}
+	payload, err := s.awaitValues()
+	if err != nil {
+		return v, err
+	}
+	if v, err = parseValues(payload, s.y.settings.maxValue, s.hello.epoch); err != nil {
+		return v, err
+	}
+	if v.answered == 0 || v.answered > uint64(len(keys)) {
+		return v, fmt.Errorf("%w: values: %d of %d keys answered", ErrProtocol, v.answered, len(keys))
+	}
+	return v, nil
 }
 
 func withoutIndices(entries []entry, indices []int) []entry {

@@ -72,6 +72,9 @@ func (s *session) serve() error {
 				return err
 			}
 			answered, n, incomplete, err := s.server.values(keys, out)
+			if incomplete {
+				s.note(func() { s.leftOut = true })
+			}
 			if err == nil {
 				err = news.tellAdoptions() // as before a page
 			}
@@ -130,6 +133,9 @@ func (s *session) statedHead() uint64 {
 }
 
 func (s *session) sendPage(a *answer, out *entryWriter) error {
+	if a.page.incomplete {
+		s.note(func() { s.leftOut = true })
+	}
 	if err := s.send(framePage, out.page(&a.page, a.entries)...); err != nil {
 		return err
 	}

@@ -13,24 +13,29 @@ import (
 
 // Status is a replica's state at one moment. It marshals to readable JSON.
 type Status struct {
-	ID         DatabaseID     `json:"id"`
-	Name       string         `json:"name,omitempty"`      // Options.Name
-	Opened     time.Time      `json:"opened"`              // when Open was called
-	Closed     bool           `json:"closed,omitempty"`    // Close was called
-	Epoch      Origin         `json:"epoch"`               // of this opening
-	Clock      uint64         `json:"clock"`               // clock of the next local change
-	Head       uint64         `json:"head"`                // sequence of the last log record
-	Floor      uint64         `json:"floor"`               // sequence below which log records are not served
-	LogRecords uint64         `json:"logRecords"`          // number of records in the log
-	Vector     VectorStatus   `json:"vector"`              // what this replica knows
-	Listening  string         `json:"listening,omitempty"` // address that peers can dial
-	Failed     string         `json:"failed,omitempty"`    // why writes are refused
-	Adoption   AdoptionStatus `json:"adoption"`
-	Commits    []Bucket       `json:"commits"` // how long commits took, since Open
-	Conflicts  ConflictStatus `json:"conflicts"`
-	Warnings   []Warning      `json:"warnings"`          // the last 32, since Open
-	Peers      []PeerStatus   `json:"peers"`             // configured peers by address, then peers that dialled in
-	Refused    []Refusal      `json:"refused,omitempty"` // inbound connections that were refused, at most 64 kinds, the latest first
+	ID         DatabaseID   `json:"id"`
+	Name       string       `json:"name,omitempty"`   // Options.Name
+	Opened     time.Time    `json:"opened"`           // when Open was called
+	Closed     bool         `json:"closed,omitempty"` // Close was called
+	Epoch      Origin       `json:"epoch"`            // of this opening
+	Clock      uint64       `json:"clock"`            // clock of the next local change
+	Head       uint64       `json:"head"`             // sequence of the last log record
+	Floor      uint64       `json:"floor"`            // sequence below which log records are not served
+	LogRecords uint64       `json:"logRecords"`       // number of records in the log
+	Vector     VectorStatus `json:"vector"`           // what this replica knows
+
+	// Fingerprint is nil while it is not known: for a moment after the first call since
+	// Open, and during the adoption of old keys.
+	Fingerprint *FingerprintStatus `json:"fingerprint"`
+
+	Listening string         `json:"listening,omitempty"` // address that peers can dial
+	Failed    string         `json:"failed,omitempty"`    // why writes are refused
+	Adoption  AdoptionStatus `json:"adoption"`
+	Commits   []Bucket       `json:"commits"` // how long commits took, since Open
+	Conflicts ConflictStatus `json:"conflicts"`
+	Warnings  []Warning      `json:"warnings"`          // the last 32, since Open
+	Peers     []PeerStatus   `json:"peers"`             // configured peers by address, then peers that dialled in
+	Refused   []Refusal      `json:"refused,omitempty"` // inbound connections that were refused, at most 64 kinds, the latest first
 }
 
 // Refusal tells of the inbound connections from one host that were refused for one cause.
@@ -46,6 +51,16 @@ type Refusal struct {
 type VectorStatus struct {
 	Origins int    `json:"origins"` // number of openings whose changes are known
 	Sum     string `json:"sum"`     // 16 hexadecimal digits
+}
+
+// FingerprintStatus is a checksum of all live keys with their stamps. Two replicas with
+// equal sums hold the same keys in the same versions. It is made in the background: Status
+// has it brought up to date at most once a minute, if there were changes, by reading what
+// changed.
+type FingerprintStatus struct {
+	Keys uint64 `json:"keys"` // number of live keys
+	Sum  string `json:"sum"`  // 32 hexadecimal digits
+	Head uint64 `json:"head"` // the head as of which it is; that of Status, unless there were changes since
 }
 
 // Bucket is the number of commits of which the write to leveldb took up to some time, and
@@ -152,6 +167,9 @@ func (r *Replicator) Status() Status {
 		Warnings:   r.warnings.all(),
 		Conflicts:  conflictStatus(&d.conflicts),
 		Peers:      []PeerStatus{},
+	}
+	if live := d.livePrint(); live != nil {
+		s.Fingerprint = &FingerprintStatus{live.keys, hex.EncodeToString(live.fingerprint[:]), live.head}
 	}
 	if err := d.failure(); err != nil {
 		s.Failed = err.Error()

@@ -24,8 +24,10 @@ type store struct {
 	adopter   *adopter
 	durable   durability
 	conflicts conflicts
+	sums      sums
 	first     atomic.Pointer[firstSync]
-	imaged    time.Time // when an epoch began because of an image; belongs to the commit section
+	recovered atomic.Bool // what recovered files lack is yet to be pulled
+	imaged    time.Time   // when an epoch began because of an image; belongs to the commit section
 
 	ctx    context.Context // done when the background work must end
 	cancel context.CancelFunc
@@ -53,9 +55,10 @@ type storeSettings struct {
 	bootID       string
 	backlog      int // bytes
 	durableEvery time.Duration
-	pageEntries  int           // maximum number of entries in a page
-	rescan       func() bool   // for tests: decides whether a long log scan becomes a scan in key order
-	origins      func() Origin // for tests: takes the place of newOrigin
+	pageEntries  int                 // maximum number of entries in a page
+	rescan       func() bool         // for tests: decides whether a long log scan becomes a scan in key order
+	origins      func() Origin       // for tests: takes the place of newOrigin
+	engine       func(engine) engine // for tests: wraps the database
 }
 
 // drawOrigin names a new epoch.
@@ -68,7 +71,11 @@ func (s *storeSettings) drawOrigin() Origin {
 
 // openStore opens the store of a database and starts its background work.
 func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
-	op, err := readOpening(&levelEngine{DB: db}, &settings)
+	var e engine = &levelEngine{DB: db}
+	if settings.engine != nil {
+		e = settings.engine(e)
+	}
+	op, err := readOpening(e, &settings)
 	if err != nil {
 		return nil, err
 	}
@@ -76,6 +83,7 @@ func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
 	d.wg.Go(func() { d.adopter.run(d.ctx) })
 	d.wg.Go(func() { d.sweep(d.ctx) })
 	d.wg.Go(func() { d.keepDurable(d.ctx) })
+	d.wg.Go(func() { d.keepLive(d.ctx) })
 	if d.conflicts.handler != nil {
 		d.wg.Go(func() { d.conflicts.run(d.ctx) })
 	}
@@ -99,6 +107,8 @@ func newStore(op *opening, settings storeSettings) *store {
 	d.commits.publish()
 	d.durable.load(op.durable)
 	d.adopter = newAdopter(d, op.adopt)
+	d.sums = newSums()
+	d.recovered.Store(op.recovered)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d
 }

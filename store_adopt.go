@@ -127,6 +127,24 @@ func (a *adopter) run(ctx context.Context) {
 	}
 }
 
+// awaitAdoption waits until all keys are adopted, but not for ever.
+func (d *store) awaitAdoption(ctx context.Context, most time.Duration) error {
+	commits := d.subscribe()
+	defer d.unsubscribe(commits)
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	for d.adopter.running() {
+		select {
+		case <-commits.wake:
+		case <-timer.C:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
 func (a *adopter) noteError(err error) {
 	text := ""
 	if err != nil {
@@ -188,7 +206,10 @@ func (a *adopter) step() (done bool, err error) {
 		a.d.durable.set(point)
 	}
 	a.progress.Store(&next)
-	a.active.Store(!next.done)
+	if next.done {
+		a.active.Store(false)
+		a.d.notify(false) // who waits for that was woken too early by the commit
+	}
 	return next.done, nil
 }
 

@@ -15,21 +15,22 @@ import (
 
 // Names of the rows of the meta table.
 const (
-	metaFormat   = "format"   // version of the storage format, clock kind
-	metaID       = "id"       // database id
-	metaCeiling  = "ceiling"  // exclusive upper bound of all clocks made or seen
-	metaHead     = "head"     // head at the last close, or when a sequence got no record
-	metaFloor    = "floor"    // sequence below which records may be missing
-	metaBelow    = "below"    // exclusive upper bound of the clocks of records that are missing there
-	metaClean    = "clean"    // the cleanMark of the last close
-	metaDurable  = "durable"  // the last durablePoint
-	metaLimit    = "limit"    // Options.MaxValueSize of the last opening
-	metaBoot     = "boot"     // boot id of the machine at the last opening
-	metaFlush    = "flush"    // what a flush writes first
-	metaAdoption = "adoption" // progress of the adoption
-	metaHeard    = "heard"    // what the makers of changes that are here may have known besides
-	metaPrefix   = "prefix"   // kept for a prefix of keys that are not replicated
-	metaProbe    = "probe "   // prefix of what checkOrder writes, and removes
+	metaFormat    = "format"    // version of the storage format, clock kind
+	metaID        = "id"        // database id
+	metaCeiling   = "ceiling"   // exclusive upper bound of all clocks made or seen
+	metaHead      = "head"      // head at the last close, or when a sequence got no record
+	metaFloor     = "floor"     // sequence below which records may be missing
+	metaBelow     = "below"     // exclusive upper bound of the clocks of records that are missing there
+	metaClean     = "clean"     // the cleanMark of the last close
+	metaDurable   = "durable"   // the last durablePoint
+	metaLimit     = "limit"     // Options.MaxValueSize of the last opening
+	metaBoot      = "boot"      // boot id of the machine at the last opening
+	metaFlush     = "flush"     // what a flush writes first
+	metaAdoption  = "adoption"  // progress of the adoption
+	metaHeard     = "heard"     // what the makers of changes that are here may have known besides
+	metaRecovered = "recovered" // the files were recovered, and what they lack is yet to be pulled
+	metaPrefix    = "prefix"    // kept for a prefix of keys that are not replicated
+	metaProbe     = "probe "    // prefix of what checkOrder writes, and removes
 )
 
 const storageFormat = 2
@@ -52,6 +53,7 @@ type opening struct {
 	peers     map[DatabaseID]*peerRecord
 	adopt     adoption
 	durable   durablePoint
+	recovered bool // the files were recovered, and what they lack is yet to be pulled
 }
 
 // readOpening reads the state, finds out how the last opening ended, and writes, with
@@ -289,6 +291,9 @@ func (op *opening) loadMeta() error {
 	if op.adopt, err = parseAdoption(row); err != nil {
 		return err
 	}
+	if op.recovered, err = op.Has(metaKey(metaRecovered), nil); err != nil {
+		return err
+	}
 	if row, err = op.get(metaDurable); err != nil {
 		return err
 	}
@@ -524,7 +529,8 @@ func (op *opening) startOver(b *leveldb.Batch) {
 	op.history = nil
 	putVector(b, op.vector, nil)
 	op.vector = map[Origin]vectorRow{}
-	op.adopt = adoption{}
+	op.adopt, op.recovered = adoption{}, true
+	b.Put(metaKey(metaRecovered), nil)
 	for id, record := range op.peers {
 		record.goBack(cursor{})
 		b.Put(peerKey(id), record.row())

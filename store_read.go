@@ -50,6 +50,16 @@ func newIndexReader(db reader, start []byte, behind bool) *indexReader {
 	return &indexReader{Iterator: db.NewIterator(slice, nil)}
 }
 
+// newRangeReader returns a reader of the rows of a range, which must not be empty.
+func newRangeReader(db reader, r keyRange) *indexReader {
+	slice := tableRange(tableIndex)
+	slice.Start = tableKey(nil, tableIndex, r.lower)
+	if r.upper != nil {
+		slice.Limit = tableKey(nil, tableIndex, r.upper)
+	}
+	return &indexReader{Iterator: db.NewIterator(slice, nil)}
+}
+
 func (i *indexReader) next() bool {
 	if i.err != nil || !i.Iterator.Next() {
 		return false

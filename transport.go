@@ -203,7 +203,7 @@ func (c *conn) receive(limit func(kind byte) int) (kind byte, payload []byte, er
 	case size < 1 || size > most:
 		return 0, nil, fmt.Errorf("%w: frame of type %d has length %d, at most %d is accepted", ErrProtocol, kind, size, most)
 	}
-	if c.bulk = kind == framePage || kind == frameValues; c.bulk {
+	if c.bulk = kind == framePage || kind == frameValues || kind == frameReply; c.bulk {
 		here := min(int64(c.reader.Buffered()), size) // of the frame
 		c.moved.Add(here)
 		c.gained.Add(here)

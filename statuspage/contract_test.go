@@ -31,7 +31,7 @@ func full() Report {
 	}
 	return Report{At: at(0), Replicas: []replicator.Status{{
 		ID: replicator.DatabaseID{1, 2, 3}, Name: "berlin", Opened: at(1), Closed: true, Epoch: 1<<63 | 0xabc, Clock: 1234, Head: 2345, Floor: 1,
-		LogRecords: 2000, Vector: replicator.VectorStatus{Origins: 3, Sum: "0123456789abcdef"}, Listening: "127.0.0.1:8000",
+		LogRecords: 2000, Vector: replicator.VectorStatus{Origins: 3, Sum: "0123456789abcdef"}, Fingerprint: &replicator.FingerprintStatus{Keys: 1900, Sum: "00112233445566778899aabbccddeeff", Head: 2340}, Listening: "127.0.0.1:8000",
 		Failed:   `replicator: a write has failed: look up key "secret": disk full`,
 		Adoption: replicator.AdoptionStatus{Done: true, Adopted: 10, Skipped: 1, LastError: `key "secret": disk full`},
 		Commits:  []replicator.Bucket{{UpTo: 16 * time.Microsecond, Count: 100}, {UpTo: 0, Count: 1}},

@@ -125,7 +125,7 @@ function drawChange(c) {
   const what = c.version.deleted ? el('span', 'gone', 'deleted')
     : el('bdi', 'value', c.value === null ? 'a large value' : bytes(c.value) + (c.size > 128 ? '…' : ''));
   return el('li', 'change', el('span', 'pill ' + (c.local ? 'good' : ''), c.local ? 'local' : 'merged'),
-    el('bdi', 'key', bytes(c.key)), what, titled(el('span', 'stamp', stamp(c.version)), fullStamp(c.version)));
+    el('span', '', el('bdi', 'key', bytes(c.key)), ' ', what), titled(el('span', 'stamp', stamp(c.version)), fullStamp(c.version)));
 }
 
 function drawConflict(c) {

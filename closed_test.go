@@ -65,6 +65,8 @@ func checkClosed(t *testing.T, n *node, label string) {
 		"has":     second(n.r.Has([]byte("late"), nil)),
 		"version": second(n.r.Version([]byte("late"))),
 		"digest":  second(n.r.Digest()),
+		"count":   second(n.r.Count(context.Background())),
+		"size":    second(n.r.Size()),
 		"snap":    second(n.r.GetSnapshot()),
 		"iterate": n.r.NewIterator(nil, nil).Error(),
 	} {
@@ -260,6 +262,8 @@ func TestClosedWithCallersInside(t *testing.T) {
 					return err
 				},
 				"digest": func(int) error { return second(r.Digest()) },
+				"count":  func(int) error { return second(r.Count(context.Background())) },
+				"size":   func(int) error { r.Recent(10); return second(r.Size()) },
 				"status": func(int) error { r.Status(); return second(r.Version([]byte("put 0"))) },
 				"sync":   func(int) error { return r.SyncNow(context.Background()) },
 			}

@@ -381,7 +381,7 @@ func (s *session) awaitValues() ([]byte, error) {
 // progressed makes known how far the pull has come.
 func (u *puller) progressed() {
 	s, c := u.s, &u.c
-	first := false
+	first, inSync := false, false
 	s.note(func() {
 		s.incomplete = u.incomplete
 		switch {
@@ -392,13 +392,14 @@ func (u *puller) progressed() {
 			s.state, s.caughtUp = StateInSync, true
 			s.merged = c.checkpoint.seq
 			s.lag.comesTo(s.merged, s.peerHead, s.lastGood)
+			inSync = s.merged >= s.peerHead
 		case c.scan == scanKeys && c.checkpoint.isZero():
 			s.state = StatePullingInFull
 		default:
 			s.state = StatePullingLog
 		}
 	})
-	if s.state == StateInSync { // only this goroutine sets it
+	if inSync {
 		s.record.foundInSync(time.Now())
 	}
 	if first {

@@ -330,6 +330,18 @@ func TestStatusLastInSync(t *testing.T) {
 		time.Sleep(time.Hour) // nothing happens, and pings show it
 		require.WithinDuration(t, time.Now(), a.peer("n1").LastInSync, 15*time.Second)
 
+		// Answers alone do not show it: a pull that takes long is under way.
+		c.net.SetSpeed("n0", "n1", 20_000)
+		for i := range 2000 {
+			b.put(fmt.Sprint(i), string(make([]byte, 1000)))
+		}
+		time.Sleep(time.Minute)
+		require.NotEqual(t, "0", known(a.peer("n1").Behind))
+		require.Greater(t, time.Since(a.peer("n1").LastInSync), 30*time.Second)
+		c.net.SetSpeed("n0", "n1", 0)
+		require.NoError(t, a.sync())
+		require.WithinDuration(t, time.Now(), a.peer("n1").LastInSync, time.Second)
+
 		b.close()
 		last := a.peer("n1").LastInSync
 		time.Sleep(time.Hour)

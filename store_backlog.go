@@ -170,12 +170,12 @@ func (k *knowledge) backlogSince(seq uint64, visit func(key []byte)) bool {
 	return true
 }
 
-// latest calls visit with the last records, at most n, in their order.
+// latest calls visit with the last records, at most n, in their order. None if n is negative.
 func (k *knowledge) latest(n int, visit func(*backRecord)) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	b := &k.backlog
-	for i := b.records.len() - min(max(n, 0), b.records.len()); i < b.records.len(); i++ {
+	for i := b.records.len() - min(n, b.records.len()); i < b.records.len(); i++ {
 		visit(b.records.at(i))
 	}
 }

@@ -31,7 +31,8 @@ func full() Report {
 	}
 	return Report{At: at(0), Replicas: []replicator.Status{{
 		ID: replicator.DatabaseID{1, 2, 3}, Name: "berlin", Opened: at(1), Closed: true, Epoch: 1<<63 | 0xabc, Clock: 1234, Head: 2345, Floor: 1,
-		LogRecords: 2000, Vector: replicator.VectorStatus{Origins: 3, Sum: "0123456789abcdef"}, Listening: "127.0.0.1:8000",
+		LogRecords: 2000, LogHeldFor: &replicator.LogHold{ID: replicator.DatabaseID{4}, Name: "paris", Merged: pointer(345), LastSeen: at(7)},
+		Vector: replicator.VectorStatus{Origins: 3, Sum: "0123456789abcdef"}, Fingerprint: &replicator.FingerprintStatus{Keys: 1900, Sum: "00112233445566778899aabbccddeeff", Head: 2340}, Listening: "127.0.0.1:8000",
 		Failed:   `replicator: a write has failed: look up key "secret": disk full`,
 		Adoption: replicator.AdoptionStatus{Done: true, Adopted: 10, Skipped: 1, LastError: `key "secret": disk full`},
 		Commits:  []replicator.Bucket{{UpTo: 16 * time.Microsecond, Count: 100}, {UpTo: 0, Count: 1}},
@@ -48,7 +49,8 @@ func full() Report {
 			LastSuccess: at(3), LastInSync: at(4), LastError: `page: key "secret" is not above "secret"`, NextAttempt: at(5),
 			BytesIn: 1, BytesOut: 2, RecordsIn: 3, RecordsOut: 4,
 		}},
-		Refused: []replicator.Refusal{{Host: "10.0.0.1", Error: `replicator: reserved: key "secret"`, Count: 2, Last: at(6)}},
+		Forgotten: []replicator.Forgotten{{ID: replicator.DatabaseID{5}, Name: "rome"}},
+		Refused:   []replicator.Refusal{{Host: "10.0.0.1", Error: `replicator: reserved: key "secret"`, Count: 2, Last: at(6)}},
 	}}}
 }
 
@@ -165,5 +167,36 @@ func TestHideKeys(t *testing.T) {
 		fmt.Sprintf("error=%q", fmt.Sprintf("e=%q", fmt.Errorf("look up key %.64q", "a b"))): `error="e=\"look up key (hidden)`,
 	} {
 		require.Equal(t, want, hideKeys(text))
+	}
+}
+
+// TestMissing: how many peers are needed, and which count.
+func TestMissing(t *testing.T) {
+	peer := func(change func(*replicator.PeerStatus)) (p replicator.PeerStatus) {
+		p = replicator.PeerStatus{Configured: true, State: replicator.StateWaiting}
+		if change != nil {
+			change(&p)
+		}
+		return p
+	}
+	synced := peer(func(p *replicator.PeerStatus) { p.LastInSync = time.Now() })
+	away := peer(nil)
+	for name, c := range map[string]struct {
+		peers []replicator.PeerStatus
+		ready bool
+	}{
+		"no peer":             {nil, true},
+		"0 of 1":              {[]replicator.PeerStatus{away}, false},
+		"1 of 1":              {[]replicator.PeerStatus{synced}, true},
+		"1 of 2":              {[]replicator.PeerStatus{synced, away}, false},
+		"2 of 2":              {[]replicator.PeerStatus{synced, synced}, true},
+		"1 of 3":              {[]replicator.PeerStatus{synced, away, away}, false},
+		"2 of 3":              {[]replicator.PeerStatus{synced, synced, away}, true},
+		"2 of 4":              {[]replicator.PeerStatus{synced, synced, away, away}, false},
+		"3 of 4":              {[]replicator.PeerStatus{synced, synced, synced, away}, true},
+		"one under two names": {[]replicator.PeerStatus{synced, away, peer(func(p *replicator.PeerStatus) { p.SameAs, p.LastInSync = "a", time.Now() })}, false},
+		"one that dialled in": {[]replicator.PeerStatus{away, peer(func(p *replicator.PeerStatus) { p.Configured, p.LastInSync = false, time.Now() })}, false},
+	} {
+		require.Equal(t, c.ready, len(missing(replicator.Status{Peers: c.peers}, majority)) == 0, name)
 	}
 }

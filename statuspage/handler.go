@@ -23,8 +23,8 @@ type Option func(*handler)
 // WithData shows keys and values: of the latest changes, of conflicts, and where a scan is.
 func WithData() Option { return func(h *handler) { h.data = true } }
 
-// WithActions lets the page's readers act: ask for SyncNow. Actions are POST requests, and
-// those that a browser sends from another origin are refused.
+// WithActions lets the page's readers act: ask for SyncNow, and for Compare with a peer.
+// Actions are POST requests, and those that a browser sends from another origin are refused.
 func WithActions() Option { return func(h *handler) { h.actions = true } }
 
 // WithReadyPeers sets the number of configured peers that a replica must have been in sync
@@ -71,8 +71,8 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	header.Set("Cross-Origin-Resource-Policy", "same-origin")
 	header.Set("Cache-Control", "no-store")
 	_, name := path.Split(req.URL.Path)
-	if name == "sync" && h.actions {
-		h.act(w, req, h.syncNow)
+	if do := actions[name]; do != nil && h.actions {
+		h.act(w, req, do)
 		return
 	}
 	if req.Method != http.MethodGet && req.Method != http.MethodHead {

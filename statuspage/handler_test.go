@@ -175,6 +175,13 @@ func TestActions(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "value", string(value))
 
+		answer = do(h, http.MethodPost, "/compare?replica=0&peer=n1", "Sec-Fetch-Site", "same-origin")
+		require.Equal(t, http.StatusOK, answer.Code)
+		require.Contains(t, answer.Body.String(), `"equal": true`)
+		require.Equal(t, http.StatusForbidden, do(h, http.MethodPost, "/compare?replica=0&peer=n1", "Sec-Fetch-Site", "cross-site").Code)
+		require.Contains(t, do(h, http.MethodPost, "/compare?replica=0&peer=nobody").Body.String(), "error")
+		require.Equal(t, http.StatusMethodNotAllowed, do(readOnly, http.MethodPost, "/compare?replica=0&peer=n1").Code)
+
 		require.NoError(t, b.Close())
 		answer = do(h, http.MethodPost, "/sync?replica=0", "Origin", "http://example.com") // the host of httptest's requests
 		require.Equal(t, http.StatusOK, answer.Code)

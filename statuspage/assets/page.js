@@ -76,6 +76,7 @@ function replicaView(index) {
     className(state, 'pill ' + kind);
     list(facts, [
       ['id', s.id.slice(0, 8), s.id], ['epoch', String(s.epoch).slice(0, 8), s.epoch],
+      ['fingerprint', s.fingerprint ? s.fingerprint.sum.slice(0, 8) : 'not known yet', 'of all live keys and their stamps: equal on replicas that hold the same'],
       ['listens on', s.listening ? printable(s.listening) : 'nothing, dials only'], ['opened', clock(s.opened)],
     ], ([what, value, all]) => titled(el('span', '', what + ' ', el('code', '', value)), all ?? ''));
     problem.hidden = !s.failed || s.closed;
@@ -103,7 +104,7 @@ function replicaView(index) {
     adoption.draw(s.adoption.done ? 1 : null, `${number(s.adoption.adopted)} adopted, ${number(s.adoption.skipped)} too large` +
       (s.adoption.lastError ? '; ' + printable(s.adoption.lastError) : ''));
 
-    drawPeers(peers, rows, s, frame);
+    drawPeers(index, peers, rows, s, frame);
 
     if (!left.firstChild) {
       left.append(frame.data ? changes.root : conflicts.root);
@@ -124,7 +125,7 @@ function drawChange(c) {
   const what = c.version.deleted ? el('span', 'gone', 'deleted')
     : el('bdi', 'value', c.value === null ? 'a large value' : bytes(c.value) + (c.size > 128 ? '…' : ''));
   return el('li', 'change', el('span', 'pill ' + (c.local ? 'good' : ''), c.local ? 'local' : 'merged'),
-    el('bdi', 'key', bytes(c.key)), what, titled(el('span', 'stamp', stamp(c.version)), fullStamp(c.version)));
+    el('span', '', el('bdi', 'key', bytes(c.key)), ' ', what), titled(el('span', 'stamp', stamp(c.version)), fullStamp(c.version)));
 }
 
 function drawConflict(c) {
@@ -156,7 +157,7 @@ function percentiles(buckets) {
   return all ? { half: at(.5), most: at(.99) } : null;
 }
 
-function drawPeers(root, rows, s, frame) {
+function drawPeers(index, root, rows, s, frame) {
   if (!root.firstChild) {
     root.append(el('div', 'peer head', ...['Peer', 'State', 'Behind here', 'Not there yet', 'Last contact', 'Traffic, last minute'].map(t => el('div', '', t))));
     root.append(el('div', 'peer none', el('div', 'soft wide', 'This replica has no peers.')));
@@ -167,10 +168,10 @@ function drawPeers(root, rows, s, frame) {
     const key = (p.configured ? 'to ' : 'from ') + (p.configured ? p.addr : p.id);
     here.add(key);
     if (!rows.has(key)) {
-      rows.set(key, peerRow());
+      rows.set(key, peerRow(index));
       root.append(rows.get(key).root);
     }
-    rows.get(key).draw(p, frame.at);
+    rows.get(key).draw(p, frame);
   }
   for (const [key, row] of rows) {
     if (here.has(key)) continue;
@@ -181,20 +182,27 @@ function drawPeers(root, rows, s, frame) {
 
 const kinds = { 'in sync': 'good', 'waiting': 'bad', 'incomplete': 'bad', 'self': '', 'read-only': '' };
 
-function peerRow() {
+function peerRow(index) {
   const cell = (label, ...children) => el('div', '', el('span', 'label', label), ...children);
   const name = el('bdi', 'name'), addr = el('div', 'sub'), state = el('span', 'pill'), side = el('div', 'sub');
   const behind = el('span'), lag = el('div', 'sub'), ahead = el('span'), durable = el('div', 'sub');
-  const contact = el('span'), trip = el('div', 'sub'), error = el('div', 'wide error'), scan = progress('Scan');
+  const contact = el('span'), trip = el('div', 'sub'), compare = el('button', 'small', 'Compare'), found = el('div', 'wide sub'), error = el('div', 'wide error'), scan = progress('Scan');
   const graph = trafficGraph(), whole = el('div', 'wide', scan.root);
-  const who = cell('Peer', name, addr), traffic = cell('Traffic, last minute', graph.root);
+  const who = cell('Peer', name, ' ', compare, addr), traffic = cell('Traffic, last minute', graph.root);
   who.classList.add('who-cell');
   traffic.classList.add('traffic-cell');
   const root = el('div', 'peer', who, cell('State', state, side), cell('Behind here', behind, lag),
-    cell('Not there yet', ahead, durable), cell('Last contact', contact, trip), traffic, whole, error);
+    cell('Not there yet', ahead, durable), cell('Last contact', contact, trip), traffic, whole, error, found);
+  let peer = '';
+  compare.title = 'Read both sides, and find the keys in which they differ';
+  compare.onclick = () => run('compare?' + new URLSearchParams({ replica: index, peer }), compare, found, 'comparing', o => difference(o));
   return {
     root,
-    draw(p, now) {
+    draw(p, frame) {
+      const now = frame.at;
+      peer = p.configured ? p.addr : p.id;
+      compare.hidden = !frame.actions || !p.dialedBy;
+      found.hidden = found.textContent === '';
       text(name, p.name ? printable(p.name) : printable(p.addr));
       text(addr, [p.name ? printable(p.addr) : '', p.id ? p.id.slice(0, 8) : 'never reached', p.configured ? '' : 'dialled in',
         p.sameAs ? 'same as ' + printable(p.sameAs) : ''].filter(Boolean).join(' · '));
@@ -257,15 +265,25 @@ function trafficGraph() {
   };
 }
 
-async function syncNow(index, button, result) {
+const syncNow = (index, button, result) => run('sync?replica=' + index, button, result, 'syncing', o => `everything was here after ${duration(o.took)}`);
+
+function difference(o) {
+  const d = o.difference;
+  if (d.equal) return `equal, found in ${duration(o.took)}`;
+  const sample = (d.sample ?? []).slice(0, 5).map(bytes).join(', ');
+  return `${count(d.keys, 'key')} differ: ${number(d.laterHere)} later here, ${number(d.laterThere)} later there` + (sample ? `; such as ${sample}` : '');
+}
+
+// run has the server do something, and says how long it has been at it, and what came of it.
+async function run(action, button, result, doing, done) {
   const began = Date.now();
   button.disabled = true;
-  const tick = setInterval(() => text(result, `syncing, ${((Date.now() - began) / 1000).toFixed(0)} s`), 500);
+  const tick = setInterval(() => text(result, `${doing}, ${((Date.now() - began) / 1000).toFixed(0)} s`), 500);
   try {
-    const response = await fetch('sync?replica=' + index, { method: 'POST' });
+    const response = await fetch(action, { method: 'POST' });
     if (!response.ok) throw new Error(await response.text());
     const outcome = await response.json();
-    text(result, outcome.error ? printable(outcome.error) : `everything was here after ${duration(outcome.took)}`);
+    text(result, outcome.error ? printable(outcome.error) : done(outcome));
   } catch (e) {
     text(result, printable(e.message));
   } finally {

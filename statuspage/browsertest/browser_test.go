@@ -156,6 +156,9 @@ func (b *browser) shoot(name string) {
 // publish makes a picture in docs anew, if that was asked for.
 func (b *browser) publish(name string) {
 	b.t.Helper()
+	if *update {
+		time.Sleep(time.Second) // for transitions to end
+	}
 	png := b.picture()
 	if !bytes.HasPrefix(png, []byte("\x89PNG")) {
 		b.t.Fatal("a screenshot is no PNG")

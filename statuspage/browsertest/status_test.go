@@ -91,7 +91,9 @@ func TestStatusPage(t *testing.T) {
 	put(t, first, hostile, hostile)
 	b.until("[...document.querySelectorAll('.list .key')].some(k => k.textContent.includes('<img src=x'))")
 	b.isSafe()
-	b.click("button") // sync: one peer is not there
+	b.click(".peer:not(.head) button:not([hidden])")
+	b.until("[...document.querySelectorAll('.peer .wide')].some(e => e.textContent.startsWith('equal, found in '))")
+	b.click(".who button") // sync: one peer is not there
 	b.until("document.querySelector('.who').innerText.includes('replicator: peer ')")
 
 	if err := first.Delete([]byte(hostile), nil); err != nil {

@@ -309,9 +309,8 @@ func dialOnly(o *replicator.Options) {
 }
 
 // openSlowly opens a node whose every write to the journal takes some time, and
-// adoption with it. The database must not get to its next journal, which goleveldb
-// begins under a mutex, for time does not pass in a bubble while somebody waits for
-// one.
+// adoption with it. What is written under a mutex must not be slow, for time does not pass
+// in a bubble while somebody waits for one; so the write buffer has room for everything.
 func (n *node) openSlowly() {
 	n.disk.SetFault(func(op simtest.Op, fd storage.FileDesc, _ int64) error {
 		if op == simtest.OpWrite && fd.Type == storage.TypeJournal {

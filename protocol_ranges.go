@@ -123,37 +123,37 @@ const (
 
 // appendHeader adds the reply up to its entries; the epochs are the sender's and the
 // receiver's.
-func (p *reply) appendHeader(dst []byte, entries int, epoch, receiver Origin) []byte {
-	switch p.obstacle {
+func (r *reply) appendHeader(dst []byte, entries int, epoch, receiver Origin) []byte {
+	switch r.obstacle {
 	case obstacleOver:
 		return append(dst, replyOver)
 	case obstacleAdopting:
 		return append(dst, replyAdopting)
 	}
 	var flags byte
-	if p.first {
+	if r.first {
 		flags |= replyFirst
 	}
-	if p.part {
+	if r.part {
 		flags |= replyPart
 	}
-	if len(p.heard) > 0 {
+	if len(r.heard) > 0 {
 		flags |= replyUnsure
 	}
 	dst = append(dst, flags)
-	if p.first {
-		dst = appendPlace(appendPlace(dst, p.to, epoch), p.merged, receiver)
-		dst = appendStamps(dst, p.vector, epoch)
+	if r.first {
+		dst = appendPlace(appendPlace(dst, r.to, epoch), r.merged, receiver)
+		dst = appendStamps(dst, r.vector, epoch)
 	}
-	if len(p.heard) > 0 {
-		dst = appendStamps(dst, p.heard, epoch)
+	if len(r.heard) > 0 {
+		dst = appendStamps(dst, r.heard, epoch)
 	}
-	dst = binary.AppendUvarint(dst, uint64(len(p.findings)))
-	for _, f := range p.findings {
+	dst = binary.AppendUvarint(dst, uint64(len(r.findings)))
+	for _, f := range r.findings {
 		dst = append(dst, byte(f))
 	}
-	if p.part {
-		dst = appendBytes(dst, p.key)
+	if r.part {
+		dst = appendBytes(dst, r.key)
 	}
 	return binary.AppendUvarint(dst, uint64(entries))
 }

@@ -346,15 +346,6 @@ func (u *puller) request(c cursor, empty, wait bool) error {
 	return u.s.send(framePull, q.append(nil, u.s.hello.epoch))
 }
 
-func (s *session) await(from chan []byte) ([]byte, error) {
-	select {
-	case payload := <-from:
-		return payload, nil
-	case <-s.ctx.Done():
-		return nil, s.ctx.Err()
-	}
-}
-
 // awaitValues waits for the answer to a fetch. A peer is stuck, even if it answers
 // pings, when no pages or values move over the link in either direction for a
 // Timeout: they may be before the fetch, or before its answer.

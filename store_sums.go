@@ -368,13 +368,3 @@ func (s *stretches) parts(from, to, n int) []int {
 	}
 	return append(cuts, to)
 }
-
-// cover returns the stretches that a range is made of, if it is made of whole ones.
-func (s *stretches) cover(r keyRange) (from, to int, whole bool) {
-	from = s.find(r.lower)
-	to = len(s.list)
-	if r.upper != nil {
-		to = s.find(r.upper)
-	}
-	return from, to, bytes.Equal(s.list[from].start, r.lower) && (r.upper == nil || bytes.Equal(s.list[to].start, r.upper)) && from < to
-}

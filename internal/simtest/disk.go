@@ -278,6 +278,9 @@ type writer struct {
 }
 
 func (w *writer) Write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil // goleveldb ends a journal with it, under a mutex
+	}
 	fault := w.disk.check(OpWrite, w.fd)
 	if fault != nil {
 		p = p[:len(p)/2]

@@ -176,7 +176,7 @@ func TestCompareCosts(t *testing.T) {
 // a few keys and to new ones: what is under way is no difference.
 func TestCompareWhileAllWrite(t *testing.T) {
 	t.Parallel()
-	eachSeed(t, budget(2, 4, 40), func(t *testing.T, seed int64) {
+	eachSeed(t, budget(2, 2, 40), func(t *testing.T, seed int64) {
 		inSeeded(t, seed, 3, func(t *testing.T, c *cluster) {
 			c.mesh()
 			c.open()

@@ -138,7 +138,7 @@ func TestConflictsAreSeen(t *testing.T) {
 	var mu sync.Mutex
 	var certain, uncertain, lost int
 	t.Run("seeds", func(t *testing.T) {
-		eachSeed(t, budget(60, 200, 3000), func(t *testing.T, seed int64) {
+		eachSeed(t, budget(60, 120, 3000), func(t *testing.T, seed int64) {
 			inSeeded(t, seed, 3, func(t *testing.T, c *cluster) {
 				a, b, l := seeConflicts(t, c)
 				mu.Lock()

@@ -24,7 +24,7 @@ var (
 )
 
 const (
-	defaultSeeds = 200
+	defaultSeeds = 120
 	defaultSteps = 120
 	// hopeless is after how much real time a seed won't end any more. It takes a
 	// second, or, with the race detector on a busy machine, some more.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/level-replicator/replicator"
 	"github.com/stretchr/testify/require"
+	"github.com/syndtr/goleveldb/leveldb"
 )
 
 // TestStatusAfterSync: once SyncNow has returned without an error, the state is
@@ -332,9 +333,11 @@ func TestStatusLastInSync(t *testing.T) {
 
 		// Answers alone do not show it: a pull that takes long is under way.
 		c.net.SetSpeed("n0", "n1", 20_000)
+		var batch leveldb.Batch // at once, or a head in between is told, and reached
 		for i := range 2000 {
-			b.put(fmt.Sprint(i), string(make([]byte, 1000)))
+			batch.Put(fmt.Append(nil, i), make([]byte, 1000))
 		}
+		require.NoError(t, b.r.Write(&batch, nil))
 		time.Sleep(time.Minute)
 		require.NotEqual(t, "0", known(a.peer("n1").Behind))
 		require.Greater(t, time.Since(a.peer("n1").LastInSync), 30*time.Second)

@@ -165,18 +165,12 @@ func (s *session) hasMerged(history history, head uint64) bool {
 	return at.by == s.hello.epoch && at.to == s.own.id && !at.merged.isZero() && at.merged.seq >= head && history.contains(at.merged, maxSequence)
 }
 
+// mayGive reports whether the peer merges what it is given. The caller holds mu.
+func (s *session) mayGive() bool { return s.granted == nil || *s.granted == ReadWrite }
+
 // mergesAll reports whether the peer may merge this replica's log, and can. The caller
 // holds mu.
-func (s *session) mergesAll() bool {
-	return !s.leftOut && (s.granted == nil || *s.granted == ReadWrite)
-}
-
-// mayGive reports whether the peer merges what it is given.
-func (s *session) mayGive() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.granted == nil || *s.granted == ReadWrite
-}
+func (s *session) mergesAll() bool { return !s.leftOut && s.mayGive() }
 
 // compareTo compares this replica to the peer, and adds to a difference. What is made
 // meanwhile is no difference. To repair, it merges what is later there, and has the peer
@@ -250,6 +244,9 @@ func (s *session) compareAsking(ctx context.Context, d *Difference, head uint64,
 	c.found = func(pairs []pair) error {
 		var take []entry
 		var give [][]byte
+		s.mu.Lock()
+		mayGive := s.mayGive()
+		s.mu.Unlock()
 		for i := range pairs {
 			p := &pairs[i]
 			if c.isMoot(p) || c.isUnderWay(p) {
@@ -257,7 +254,7 @@ func (s *session) compareAsking(ctx context.Context, d *Difference, head uint64,
 			}
 			d.add(p)
 			switch {
-			case p.isLater() && s.mayGive():
+			case p.isLater() && mayGive:
 				give = append(give, p.key)
 			case !p.isLater() && s.access == ReadWrite:
 				take = append(take, p.there)

@@ -189,34 +189,18 @@ func TestCompareWhileAllWrite(t *testing.T) {
 			}
 			c.nodes[0].fill("key", 0, 300, 10)
 			c.converge()
-			var writers sync.WaitGroup
-			done := make(chan struct{})
-			stop := sync.OnceFunc(func() {
-				close(done)
-				writers.Wait()
+			stop := c.allWrite(seed, 3*time.Millisecond, func(n *node, rng *rand.Rand, text []byte) error {
+				key := fmt.Appendf(nil, "key%05d", rng.IntN(320))
+				switch rng.IntN(6) {
+				case 0:
+					return n.r.Delete(key, nil)
+				case 1:
+					return n.r.Put(text, key, nil)
+				default:
+					return n.r.Put(key, text, nil)
+				}
 			})
 			defer stop()
-			for i, n := range c.nodes {
-				rng := rand.New(rand.NewPCG(uint64(seed), uint64(i)))
-				writers.Go(func() {
-					for k := 0; ; k++ {
-						select {
-						case <-done:
-							return
-						case <-time.After(time.Duration(rng.IntN(3000)) * time.Microsecond):
-						}
-						key := fmt.Appendf(nil, "key%05d", rng.IntN(320))
-						switch rng.IntN(6) {
-						case 0:
-							require.NoError(t, n.r.Delete(key, nil))
-						case 1:
-							require.NoError(t, n.r.Put(fmt.Appendf(nil, "%d of %s", k, n.name), key, nil))
-						default:
-							require.NoError(t, n.r.Put(key, fmt.Appendf(nil, "%d of %s", k, n.name), nil))
-						}
-					}
-				})
-			}
 			for i := range 12 {
 				n, peer := c.nodes[i%3], c.nodes[(i+1)%3]
 				work := n.compare
@@ -231,6 +215,30 @@ func TestCompareWhileAllWrite(t *testing.T) {
 			c.converge()
 			c.nodes[0].requireEqualTo(c.nodes[2])
 		})
+	})
+}
+
+// allWrite has every node write until stop is called, with pauses below a limit. Each write
+// is given a text of its own.
+func (c *cluster) allWrite(seed int64, pause time.Duration, write func(n *node, rng *rand.Rand, text []byte) error) (stop func()) {
+	var writers sync.WaitGroup
+	done := make(chan struct{})
+	for i, n := range c.nodes {
+		rng := rand.New(rand.NewPCG(uint64(seed), uint64(i)))
+		writers.Go(func() {
+			for k := 0; ; k++ {
+				select {
+				case <-done:
+					return
+				case <-time.After(time.Duration(rng.IntN(int(pause/time.Microsecond))) * time.Microsecond):
+				}
+				require.NoError(c.t, write(n, rng, fmt.Appendf(nil, "%d of %s", k, n.name)))
+			}
+		})
+	}
+	return sync.OnceFunc(func() {
+		close(done)
+		writers.Wait()
 	})
 }
 
@@ -249,26 +257,10 @@ func TestRepairWhileAllWrite(t *testing.T) {
 			}
 			n.lose(lost[0]...)
 			source.lose(lost[1]...)
-			var writers sync.WaitGroup
-			done := make(chan struct{})
-			stop := sync.OnceFunc(func() {
-				close(done)
-				writers.Wait()
+			stop := c.allWrite(seed, time.Millisecond, func(n *node, rng *rand.Rand, text []byte) error {
+				return n.r.Put(fmt.Appendf(nil, "key%05d", rng.IntN(2000)), text, nil)
 			})
 			defer stop()
-			for i, n := range c.nodes {
-				rng := rand.New(rand.NewPCG(uint64(seed), uint64(i)))
-				writers.Go(func() {
-					for k := 0; ; k++ {
-						select {
-						case <-done:
-							return
-						case <-time.After(time.Duration(rng.IntN(1000)) * time.Microsecond):
-						}
-						require.NoError(t, n.r.Put(fmt.Appendf(nil, "key%05d", rng.IntN(2000)), fmt.Appendf(nil, "%d of %s", k, n.name), nil))
-					}
-				})
-			}
 			d, err := n.repair("n0")
 			require.NoError(t, err)
 			require.Greater(t, d.Keys, 300) // some were written again

@@ -67,9 +67,8 @@ const (
 // ends, and as the peer does the same, every send of ours. serve and beat wait for sends
 // and commits only. compare, and whoever asks, wait for values, too, for the other's
 // compare, and for each other's fetches: serve sends values without waiting for anything.
-// pull waits for what it has asked for, which serve at the other end
-// sends without waiting for anything of ours, and for its turn to scan, which nobody
-// keeps while nothing comes.
+// pull waits for what it has asked for, which serve at the other end sends without waiting
+// for anything of ours, and for its turn to scan, which nobody keeps while nothing comes.
 type session struct {
 	y      *syncer
 	store  *store

@@ -96,8 +96,6 @@ func (s *session) pull() error {
 			if err := u.merge(p, next); err != nil {
 				return err
 			}
-			u.c = next
-			u.progressed()
 		}
 		if u.c.scan == scanNone {
 			u.endScan()
@@ -163,12 +161,7 @@ func (s *session) mergeLent(payload []byte) (merged bool, err error) {
 	if err != nil {
 		return true, err
 	}
-	if err := u.merge(&p, next); err != nil {
-		return true, err
-	}
-	u.c = next
-	u.progressed()
-	return true, nil
+	return true, u.merge(&p, next)
 }
 
 // arrive takes in what a page says of the log, before its entries are merged, and
@@ -240,7 +233,8 @@ func (u *puller) beginFirst(p *page, next *cursor, gained func() int64) {
 	}
 }
 
-// merge merges a page, with its progress in the batch of the last entries.
+// merge merges a page, with its progress in the batch of the last entries, and goes on from
+// there.
 func (u *puller) merge(p *page, next cursor) error {
 	c, err := u.examine(p)
 	if err != nil {
@@ -258,6 +252,8 @@ func (u *puller) merge(p *page, next cursor) error {
 	if slices.Contains(c.wins, true) || next.scan != scanNone {
 		clear(u.heard)
 	}
+	u.c = next
+	u.progressed()
 	return nil
 }
 

@@ -57,7 +57,7 @@ func (c *comparer) answer(ctx context.Context, q *question, to sink) (r reply, e
 			return r, 0, err
 		}
 		c.merged, c.began = q.merged, time.Now()
-		r.first, r.to, r.merged, r.vector, r.heard = true, c.view.place, c.view.merged, c.view.vector, c.view.heard
+		r.first, r.to, r.merged, r.vector, r.heard = true, c.view.to, c.view.merged, c.view.vector, c.view.heard
 	}
 	if c.view == nil {
 		return reply{obstacle: obstacleOver}, 0, nil

@@ -414,13 +414,9 @@ func (k *knowledge) madeBy(after, upTo uint64) (clock uint64, known bool) {
 
 // scanView is a scan under way: one snapshot, and where the next page begins.
 type scanView struct {
-	snapshot
-	to     position // the head of the snapshot
+	moment
 	kind   scan
 	after  uint64 // records up to here are left out
-	floor  uint64 // of the log in the snapshot
-	vector []Stamp
-	heard  []Stamp // as of the snapshot
 	log    *logReader
 	index  *indexReader
 	data   *walker
@@ -521,24 +517,15 @@ func (v *server) resume(q *pull, a *answer, to sink) error {
 	return v.logPage(q, records, reached, a, to)
 }
 
-// scanFrom takes a snapshot between two commits, with what was known then: all of
-// it, or what rose after a place in the log.
+// scanFrom begins a scan with what is known: all of it, or what rose after a place in the
+// log.
 func (d *store) scanFrom(after uint64, joined bool) (*scanView, error) {
 	s := &scanView{after: after, began: time.Now()}
-	err := d.enter(false, func(x *section) (err error) {
-		k := &d.known
-		k.mu.RLock()
-		defer k.mu.RUnlock()
-		s.to, s.floor = k.history.label(x.head), x.floor
-		since := after
-		if !joined {
-			since = 0
-		}
-		s.vector, s.heard = k.sinceLocked(since, x.own), k.heard.stamps()
-		s.snapshot, err = d.snapshot()
-		return err
-	})
-	return s, err
+	since := after
+	if !joined {
+		since = 0
+	}
+	return s, d.enter(false, func(x *section) error { return x.moment(&s.moment, since) })
 }
 
 // finish completes a page of a scan.

@@ -13,6 +13,27 @@ import (
 // This file owns reading rows: one by one, in the order of their keys, and index and
 // data side by side.
 
+// moment is a snapshot between two commits, with what was known then.
+type moment struct {
+	snapshot
+	to     position // the head
+	floor  uint64   // of the log
+	vector []Stamp  // what was known
+	heard  []Stamp  // what was heard besides
+}
+
+// moment takes a snapshot. Of the vector, it holds what rose after a place in the log; 0:
+// all of it.
+func (x *section) moment(m *moment, since uint64) (err error) {
+	k := &x.d.known
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	m.to, m.floor = k.history.label(x.head), x.floor
+	m.vector, m.heard = k.sinceLocked(since, x.own), k.heard.stamps()
+	m.snapshot, err = x.d.snapshot()
+	return err
+}
+
 // lookup returns the index record of a key, or leveldb.ErrNotFound.
 func lookup(db reader, key []byte) (indexRecord, error) {
 	row, err := db.Get(indexKey(key), nil)

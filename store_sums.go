@@ -71,11 +71,9 @@ func (s *sums) forget() { s.stale.Store(true) }
 
 // sumsView is one state of the index, with its sums. It must be released.
 type sumsView struct {
-	snapshot
+	moment
 	*stretches
-	place         position // the head
-	merged        position // up to which a peer's log is merged, if it is
-	vector, heard []Stamp  // what is known, and what was heard besides
+	merged position // up to which a peer's log is merged, if it is
 }
 
 // viewSums takes a snapshot between two commits, with the sums of its index. record may
@@ -94,36 +92,29 @@ func (d *store) viewSumsSince(ctx context.Context, record *peerRecord, since tim
 	}
 	defer d.sums.making.giveBack()
 	v := &sumsView{}
-	floor := uint64(0)
-	err := d.enter(false, func(x *section) (err error) {
-		k := &d.known
-		k.mu.RLock()
-		defer k.mu.RUnlock()
+	err := d.enter(false, func(x *section) error {
 		if record != nil { // before the snapshot, which may be ahead of it
 			if c := record.place(); c.joined {
 				v.merged = c.checkpoint
 			}
 		}
-		v.place, floor = k.history.label(x.head), x.floor
-		v.vector, v.heard = k.sinceLocked(0, x.own), k.heard.stamps()
-		v.snapshot, err = d.snapshot()
-		return err
+		return x.moment(&v.moment, 0)
 	})
 	if err != nil {
 		return nil, err
 	}
 	before := d.sums.made
-	if d.sums.stale.Swap(false) || before == nil || before.scanned.Before(since) || !before.reaches(v.place.seq, floor) {
+	if d.sums.stale.Swap(false) || before == nil || before.scanned.Before(since) || !before.reaches(v.to.seq, v.floor) {
 		before = nil
 	}
-	if v.stretches, err = sumUp(ctx, v.snapshot, before, v.place.seq); err != nil {
+	if v.stretches, err = sumUp(ctx, v.snapshot, before, v.to.seq); err != nil {
 		v.Release()
 		d.sums.forget()
 		return nil, err
 	}
 	d.sums.made = v.stretches
 	all := v.whole()
-	d.sums.live.Store(&livePrint{all.live.fingerprint(), all.live.n, v.place.seq, time.Now()})
+	d.sums.live.Store(&livePrint{all.live.fingerprint(), all.live.n, v.to.seq, time.Now()})
 	return v, nil
 }
 

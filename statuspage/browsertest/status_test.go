@@ -13,21 +13,24 @@ import (
 	"github.com/level-replicator/replicator/statuspage"
 )
 
+// openReplica opens a replica that the end of the test closes.
+func openReplica(t *testing.T, o *replicator.Options) *replicator.Replicator {
+	r, err := replicator.OpenFile(t.TempDir(), nil, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
 // group opens three replicas. The first dials the second, and an address at which there is
 // nobody; the third dials the first, and has a hostile name.
 func group(t *testing.T) (a, b *replicator.Replicator, third func()) {
-	open := func(o *replicator.Options) *replicator.Replicator {
-		r, err := replicator.OpenFile(t.TempDir(), nil, o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := r.Close(); err != nil {
-				t.Error(err)
-			}
-		})
-		return r
-	}
+	open := func(o *replicator.Options) *replicator.Replicator { return openReplica(t, o) }
 	nobody, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -161,25 +164,13 @@ func (c slowConn) Read(p []byte) (int, error) {
 // TestProgress looks on while a new replica pulls everything.
 func TestProgress(t *testing.T) {
 	b := newBrowser(t)
-	open := func(dir string, o *replicator.Options) *replicator.Replicator {
-		r, err := replicator.OpenFile(dir, nil, o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := r.Close(); err != nil {
-				t.Error(err)
-			}
-		})
-		return r
-	}
-	full := open(t.TempDir(), &replicator.Options{Name: "full", Listen: "127.0.0.1:0"})
+	full := openReplica(t, &replicator.Options{Name: "full", Listen: "127.0.0.1:0"})
 	value := string(make([]byte, 1<<10))
 	for i := range 5000 {
 		put(t, full, fmt.Sprintf("key/%04d", i), value)
 	}
 	addr := full.Addr().String()
-	fresh := open(t.TempDir(), &replicator.Options{
+	fresh := openReplica(t, &replicator.Options{
 		Name: "fresh", Peers: map[string]replicator.Meta{addr: nil},
 		Dial: func(ctx context.Context, addr string) (net.Conn, error) {
 			conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)

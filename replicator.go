@@ -387,7 +387,8 @@ func (r *Replicator) Readmit(id DatabaseID) error {
 // has been merged here. It also waits for peers that dialled in. It dials a configured
 // address if there is no session with a peer there, or if the peer dialled the session:
 // another peer may be at the address by now. It returns a *PeerError, joined, for each
-// peer that could not be reached or did not finish before ctx was done.
+// peer that could not be reached or did not finish before ctx was done; ErrFailed after a
+// failed write; or ErrClosed.
 func (r *Replicator) SyncNow(ctx context.Context) error { return r.syncer.syncNow(ctx) }
 
 // Compare finds the keys in which this replica and a peer differ. peer is a configured

@@ -12,6 +12,11 @@ import (
 
 // syncNow implements Replicator.SyncNow.
 func (y *syncer) syncNow(ctx context.Context) error {
+	// After a failed write nothing is merged any more, though sessions may take a moment to
+	// end.
+	if err := y.store.failure(); err != nil {
+		return err
+	}
 	y.mu.Lock()
 	if y.stopped {
 		y.mu.Unlock()

@@ -183,6 +183,7 @@ func TestVectorOfAnImage(t *testing.T) {
 	began := 0
 	for name, tell := range tells {
 		now := uint64(h.Status().Epoch)
+		hi.nonce++ // the session before may not have ended yet
 		p := dialWire(t, h.Addr())
 		p.join(hi)
 		tell(p, now)

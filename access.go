@@ -34,6 +34,7 @@ const (
 	ReadOnly                // pull: nothing of it is merged here
 )
 
+// String returns "read-write" or "read-only".
 func (a Access) String() string {
 	if a == ReadOnly {
 		return "read-only"

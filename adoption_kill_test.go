@@ -38,7 +38,7 @@ func adoptedKeys() uint64 {
 	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
 		return 20_000
 	}
-	return uint64(budget(20_000, 100_000, 500_000))
+	return uint64(budget(20_000, 50_000, 500_000))
 }
 
 var killMoments = []struct {
@@ -55,6 +55,7 @@ var killMoments = []struct {
 // an empty peer over real TCP, in a process that gets a SIGKILL three times on the
 // way.
 func TestAdoptionSurvivesKills(t *testing.T) {
+	t.Parallel()
 	dir, keys := t.TempDir(), adoptedKeys()
 	key := func(i uint64) []byte { return fmt.Appendf(nil, "key %06d", i) }
 	value := func(i uint64) []byte { return fmt.Appendf(nil, "value of key %d, written before", i) }

@@ -16,6 +16,7 @@ import (
 )
 
 func TestAdoptionReachesAnEmptyPeer(t *testing.T) {
+	t.Parallel()
 	inCluster(t, 2, func(t *testing.T, c *cluster) {
 		c.link(0, 1)
 		values := numbered("key", 3000, "value")
@@ -41,6 +42,7 @@ func TestAdoptionReachesAnEmptyPeer(t *testing.T) {
 }
 
 func TestAdoptionOfTheSameCopySendsNoValues(t *testing.T) {
+	t.Parallel()
 	for name, meet := range map[string]func(c *cluster){
 		"met while adopting": func(c *cluster) { c.open() },
 		"met afterwards": func(c *cluster) {
@@ -126,6 +128,7 @@ func TestAdoptionLosesToRealWrites(t *testing.T) {
 // TestAdoptionComparesKeysNotAdoptedYet lets entries of a peer arrive while
 // adoption is far from their keys.
 func TestAdoptionComparesKeysNotAdoptedYet(t *testing.T) {
+	t.Parallel()
 	inCluster(t, 2, func(t *testing.T, c *cluster) {
 		c.link(0, 1)
 		n0, n1 := c.nodes[0], c.nodes[1]
@@ -282,6 +285,7 @@ func TestSkipAdoption(t *testing.T) {
 }
 
 func TestAdoptionResumes(t *testing.T) {
+	t.Parallel()
 	for name, restart := range map[string]func(n *node){"closed": (*node).close, "killed": (*node).kill} {
 		t.Run(name, func(t *testing.T) {
 			inCluster(t, 1, func(t *testing.T, c *cluster) {
@@ -313,6 +317,7 @@ func TestAdoptionResumes(t *testing.T) {
 
 // TestAdoptionStartsOver after a power cut, unless it was done: its end is durable.
 func TestAdoptionStartsOver(t *testing.T) {
+	t.Parallel()
 	for name, cut := range map[string]func(n *node){
 		"after a power cut": (*node).powerCut,
 		"after a power cut that lost nothing": func(n *node) {
@@ -378,6 +383,7 @@ func TestAdoptionIsForOldKeysOnly(t *testing.T) {
 // TestFirstOpeningIsKilled kills the process at every operation on the disk while
 // a database is wrapped for the first time.
 func TestFirstOpeningIsKilled(t *testing.T) {
+	t.Parallel()
 	inCluster(t, 1, func(t *testing.T, c *cluster) {
 		n := c.nodes[0]
 		values := numbered("key", 100, "value")

@@ -14,6 +14,7 @@ import (
 // TestAPI compares what the package exports to testdata/api.txt, so that a change of it
 // is seen. To accept one: go test -run '^TestAPI$' . -update
 func TestAPI(t *testing.T) {
+	t.Parallel()
 	const file = "testdata/api.txt"
 	api := exportedAPI(checkPackage(t).types)
 	text, err := os.ReadFile(file)

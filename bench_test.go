@@ -54,6 +54,7 @@ func BenchmarkFigures(b *testing.B) {
 	b.Run("7_traffic", benchTraffic)
 	b.Run("8_memory", benchMemory)
 	b.Run("9_idle", benchIdle)
+	b.Run("f_feed", benchFeed)
 	b.Run("s_secure", benchSecure)
 	if len(table) == 0 {
 		b.Fatal("no row is selected")

@@ -18,11 +18,12 @@ const (
 	tableLog       = 'l' // sequence → version, key
 	tableMeta      = 'm' // name → setting
 	tablePeers     = 'p' // database id → peerRecord
+	tableReaped    = 'r' // origin → greatest clock of a tombstone that was reaped
 	tableTimes     = 't' // sequence → when it was the head
 	tableVector    = 'v' // origin → clock, own head at which it last rose
 )
 
-// tables are the tables that there are, and r, which is kept for a reap vector.
+// tables are the tables that there are.
 const tables = "aeilmprtv"
 
 var reservedRange = util.BytesPrefix([]byte(reserved))
@@ -46,6 +47,7 @@ func metaKey(name string) []byte       { return tableKey(nil, tableMeta, []byte(
 func indexKey(key []byte) []byte       { return tableKey(nil, tableIndex, key) }
 func logKey(seq uint64) []byte         { return sequenceKey(nil, tableLog, seq) }
 func vectorKey(o Origin) []byte        { return sequenceKey(nil, tableVector, uint64(o)) }
+func reapedKey(o Origin) []byte        { return sequenceKey(nil, tableReaped, uint64(o)) }
 func adoptionKey(id adoptionID) []byte { return sequenceKey(nil, tableAdoptions, uint64(id)) }
 func peerKey(id DatabaseID) []byte     { return tableKey(nil, tablePeers, id[:]) }
 

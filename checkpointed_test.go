@@ -199,9 +199,9 @@ func TestCheckpointedScans(t *testing.T) {
 		}
 		c.open()
 		source.fill("k", 0, 3000, 10)
-		var was replicator.Cursor
+		var was replicator.Progress
 		finished, resumed := map[string]int{}, 0
-		watch := func(is replicator.Cursor) {
+		watch := func(is replicator.Progress) {
 			require.GreaterOrEqual(t, is.Checkpoint, was.Checkpoint)
 			require.True(t, is.Joined || is.Seen >= was.Seen)
 			switch {

@@ -24,8 +24,12 @@ const (
 	// clockBlock bounds the distance of the persisted ceiling from the greatest
 	// clock that was made or seen. A power cut adds at most that to the clock.
 	clockBlock = 1 << 16
-	// clockLamport is the kind of clock that a database and its peers use.
-	clockLamport = 1
+	// A hybrid clock is the time in milliseconds since 1970, followed by hybridBits bits
+	// that count. hybridFirst is the least clock of a change that is made by one:
+	// clockEpoch. No Lamport clock comes near it. hybridBlock is a clockBlock of 10 s.
+	hybridBits  = 16
+	hybridFirst = 1_767_225_600_000 << hybridBits
+	hybridBlock = 10_000 << hybridBits
 	// drawnOrigin is set in every origin drawn at an opening and clear in every
 	// origin that adoption derives from a value, so a write beats an adoption.
 	drawnOrigin = 1 << 63
@@ -57,9 +61,91 @@ func newOrigin() Origin {
 	return Origin(binary.BigEndian.Uint64(b[:]) | drawnOrigin | 1) // not anyOrigin
 }
 
-// Stamp identifies one change on every replica. It consists of a Lamport clock
-// (Lamport 1978) and an origin, which breaks ties between equal clocks. Stamps are
-// totally ordered.
+// ClockKind is the kind of clock that all replicas of a cluster use.
+type ClockKind int
+
+const (
+	// Lamport clocks count changes (Lamport 1978).
+	Lamport ClockKind = iota
+	// Hybrid clocks follow the wall clock as far as they can without falling behind any
+	// change that was seen (Kulkarni et al. 2014).
+	Hybrid
+)
+
+// String returns "Lamport" or "Hybrid".
+func (k ClockKind) String() string {
+	if k == Hybrid {
+		return "Hybrid"
+	}
+	return "Lamport"
+}
+
+// row returns the number that stands for the kind in databases and on the wire.
+func (k ClockKind) row() byte { return byte(k) + 1 }
+
+// clockRules say how clocks are made here, and which ones are accepted from peers.
+type clockRules struct {
+	kind    ClockKind
+	maxSkew time.Duration    // of hybrid clocks
+	wall    func() time.Time // for tests: takes the place of time.Now
+}
+
+func (r *clockRules) now() time.Time {
+	if r.wall != nil {
+		return r.wall()
+	}
+	return time.Now()
+}
+
+// ceiling returns the ceiling to persist when a clock is made or seen. That of a hybrid
+// clock is measured from the wall clock where it can be: crash after crash must not take
+// the clock further and further ahead.
+func (r *clockRules) ceiling(greatest uint64) uint64 {
+	ceiling := greatest + clockBlock
+	if r.kind == Hybrid {
+		ceiling = max(ceiling, hybridClock(r.now())+hybridBlock)
+	}
+	return ceiling
+}
+
+// least returns the least clock of a change that is made now. A wall clock that is before
+// clockEpoch counts as being there.
+func (r *clockRules) least() uint64 {
+	if r.kind != Hybrid {
+		return 0
+	}
+	return hybridClock(r.now())
+}
+
+// limit returns the greatest clock that a peer's change may carry now.
+func (r *clockRules) limit() uint64 {
+	now := r.now()
+	if r.kind != Hybrid {
+		return clockLimit(now)
+	}
+	if now.Before(clockEpoch) {
+		now = clockEpoch
+	}
+	return min(hybridClock(now.Add(r.maxSkew))|(1<<hybridBits-1), maxClock)
+}
+
+// refuse returns the error for a clock above the limit. what says whose it is.
+func (r *clockRules) refuse(what string, clock uint64) error {
+	if r.kind == Hybrid {
+		return fmt.Errorf("%w: %s clock %d, which is %v, and the wall clock here is at %v: it is more than %v ahead (Options.MaxSkew); set the clocks of the machines",
+			ErrClock, what, clock, Stamp{Clock: clock}.Time().UTC().Format(time.RFC3339), r.now().UTC().Format(time.RFC3339), r.maxSkew)
+	}
+	return fmt.Errorf("%w: %s clock %d, at most %d is accepted at this time", ErrClock, what, clock, r.limit())
+}
+
+// hybridClock returns the first clock of a millisecond, or of the first one, or what no
+// change may have.
+func hybridClock(t time.Time) uint64 {
+	return min(uint64(max(t.UnixMilli(), hybridFirst>>hybridBits)), maxClock>>hybridBits+1) << hybridBits
+}
+
+// Stamp identifies one change on every replica. It consists of a clock and an origin,
+// which breaks ties between equal clocks. Stamps are totally ordered.
 type Stamp struct {
 	Clock  uint64 `json:"clock"`
 	Origin Origin `json:"origin"`
@@ -72,6 +158,16 @@ func (s Stamp) Compare(t Stamp) int {
 		return c
 	}
 	return cmp.Compare(s.Origin, t.Origin)
+}
+
+// Time returns when the change was made, by the hybrid clock of its maker: by its wall
+// clock, or later if it had seen later changes. It is the zero time for a change that was
+// made with a Lamport clock, and for an adopted value.
+func (s Stamp) Time() time.Time {
+	if s.Clock < hybridFirst {
+		return time.Time{}
+	}
+	return time.UnixMilli(int64(s.Clock >> hybridBits))
 }
 
 // String returns the stamp as clock@origin.
@@ -132,7 +228,7 @@ func (v Version) fits(hash uint64) bool {
 	return !v.Deleted && v.Clock == 0 && uint64(v.Origin) == hash&^drawnOrigin
 }
 
-// clock is the database's Lamport clock. Only the commit section may use it.
+// clock is the database's clock. Only the commit section may use it.
 type clock struct {
 	next    uint64 // clock of the next local change: one above the greatest made or seen
 	ceiling uint64 // persisted with Sync; every clock made or seen is below it
@@ -144,7 +240,7 @@ func (c *clock) witness(seen uint64) { c.next = max(c.next, seen+1) }
 // clockEpoch is the time from which the bound on peers' clocks rises.
 var clockEpoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// clockLimit returns the greatest clock that a peer's change may carry at the given
+// clockLimit returns the greatest Lamport clock that a peer's change may carry at the given
 // time. The limit does not depend on this database's clock, so all replicas judge
 // alike, and no attacker can exhaust the clock in steps. A cluster that makes fewer
 // than clockRate changes a second never reaches it.

@@ -229,6 +229,9 @@ func (s *session) compareAsking(ctx context.Context, d *Difference, head uint64,
 		if err != nil || !r.first {
 			return r, err
 		}
+		if !vectorFrom(r.vector).includes(view.reaped) || !vectorFrom(view.vector).includes(vectorFrom(r.reaped)) {
+			return r, errMoved // one snapshot is older than a deletion that the other side has forgotten
+		}
 		_, history := s.store.position()
 		s.mu.Lock()
 		mergesAll := s.mergesAll()

@@ -664,6 +664,7 @@ func TestRecoveredPullsDifferences(t *testing.T) {
 					in += p.RecordsIn
 				}
 				require.LessOrEqual(t, in, int64(lose+100))
+				require.NotZero(t, n.r.Status().Scans.Recovered)
 				c.converge()
 				source.put("later", "as ever")
 				n.arrives("later", "as ever")

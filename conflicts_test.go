@@ -135,6 +135,7 @@ func (s *seer) checkAll(t *testing.T, final map[string]replicator.Row) (lost int
 // TestConflictsAreSeen over random schedules of three replicas: what is reported as
 // certain is, and with no restarts nothing is lost that was not reported.
 func TestConflictsAreSeen(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	var certain, uncertain, lost int
 	t.Run("seeds", func(t *testing.T) {

@@ -26,16 +26,17 @@ const changing = simtest.AnyOp &^ (simtest.OpOpen | simtest.OpRead)
 // at that moment.
 func TestCrashAtEveryDiskOperation(t *testing.T) {
 	t.Parallel()
-	crashEverywhere(t, false)
+	crashEverywhere(t, false, budget(4, 1, 1))
 }
 
 // TestCrashWhileLogExpires is the same for replicas whose logs expire as fast as they grow.
 func TestCrashWhileLogExpires(t *testing.T) {
 	t.Parallel()
-	crashEverywhere(t, true)
+	crashEverywhere(t, true, budget(8, 2, 1))
 }
 
-func crashEverywhere(t *testing.T, expiring bool) {
+// crashEverywhere crashes at each operation of a life, or at one in stride.
+func crashEverywhere(t *testing.T, expiring bool, stride int) {
 	eachSeed(t, budget(1, 1, 10), func(t *testing.T, seed int64) {
 		images := recordLife(t, seed, expiring)
 		meet := budget(80, 30, 1) // of the crashes, one in so many
@@ -49,7 +50,7 @@ func crashEverywhere(t *testing.T, expiring bool) {
 			t.Run(fmt.Sprint("shard ", shard), func(t *testing.T) {
 				t.Parallel()
 				inBubble(t, func(t *testing.T) {
-					for i := shard; i < len(images); i += shards * budget(4, 1, 1) {
+					for i := shard; i < len(images); i += shards * stride {
 						for j, loss := range losses {
 							images[i].examine(t, loss)
 							if (i*len(losses)+j)%meet == 0 {

@@ -36,7 +36,7 @@ func TestSessionsCutAtEveryByte(t *testing.T) {
 				caught := map[string]bool{} // scans that a cut has left unfinished
 				length := meetOnce(t, c, -1, caught)
 				require.Greater(t, length, 300)
-				for cut := 0; cut <= length; cut += budget(7, 1, 1) {
+				for cut := 0; cut <= length; cut += budget(7, 2, 1) {
 					meetOnce(t, c, cut, caught)
 				}
 				require.Equal(t, name == "log scan", caught["log scan"])

@@ -300,6 +300,7 @@ func TestDefectOneIdentityForAllDatabases(t *testing.T) {
 
 // TestDefectOperationsSentAgain counts records, requests and bytes.
 func TestDefectOperationsSentAgain(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct{ keys, size int }{
 		"small values": {3000, 100}, "large values": {100, 20_000},
 	} {

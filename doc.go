@@ -25,7 +25,7 @@
 // A write that has returned is in the database together with its log and index records,
 // atomically. With Sync, it survives a power cut. Replicas that have exchanged all their
 // changes hold the same keys, values and stamps. Of concurrent changes to a key, the one
-// with the greatest stamp wins: the greater Lamport clock, then the greater origin. A
+// with the greatest stamp wins: the greater clock, then the greater origin. A
 // local change is stamped above everything merged before it, so it replaces whatever its
 // writer could see. Deletes are changes like any other. A replica that was restored from
 // a copy, wiped, or cloned with its directory is detected and brought back in line
@@ -36,8 +36,15 @@
 // There is no consensus, and there are no transactions across replicas. A read may be
 // stale. A batch is atomic on the replica where it was written, and may arrive at others
 // in parts. Of two concurrent writes to one key, one is dropped. A write through the raw
-// handle, bypassing the Replicator, is not replicated as a change. Tombstones and the log
-// records of overwritten keys are kept.
+// handle, bypassing the Replicator, is not replicated as a change. Tombstones are kept
+// for ever, unless Options.TombstoneAge is set.
+//
+// # What changes
+//
+// [Replicator.Changes] gives the whole state and then what changes, made here or merged,
+// and goes on from the [Cursor] of any change, over restarts and kills: for caches, indexes
+// and streams to other systems. Keys under Options.LocalPrefix stay on their replica; an
+// index kept there can be written in one batch with its cursor.
 //
 // # Ownership and concurrency
 //

@@ -120,6 +120,7 @@ func (w *countedWriter) Write(p []byte) (int, error) {
 // TestClosedWritesLittle: after one put into a large database, Close writes a
 // little more than that.
 func TestClosedWritesLittle(t *testing.T) {
+	t.Parallel()
 	files, err := storage.OpenFile(t.TempDir(), false)
 	require.NoError(t, err)
 	counted := &countedStorage{Storage: files}
@@ -128,7 +129,7 @@ func TestClosedWritesLittle(t *testing.T) {
 	require.NoError(t, err)
 	defer db.Close()
 	r := openPlain(t, db, "boot")
-	const keys = 300_000
+	keys := budget(60_000, 300_000, 300_000)
 	rng := rand.New(rand.NewPCG(4, 4))
 	value := make([]byte, 100)
 	for range keys / 1000 {
@@ -216,6 +217,7 @@ func TestUniqueAfterCrashes(t *testing.T) {
 // TestRecoveredFilesAreWalked loses a table file of a replica that is in sync:
 // what the index promises and the data lacks comes back from the peer.
 func TestRecoveredFilesAreWalked(t *testing.T) {
+	t.Parallel()
 	inSeeded(t, 2, 2, func(t *testing.T, c *cluster) {
 		c.mesh().open()
 		a, b := c.nodes[0], c.nodes[1]
@@ -298,7 +300,12 @@ func TestSendableLargeBatches(t *testing.T) {
 		return time.Since(start)
 	}
 	write(1000)
-	small, large := write(5_000), write(40_000)
-	t.Logf("5,000 operations took %v, 40,000 took %v", small, large)
-	require.Less(t, large, 24*small) // 8, but for noise; 60 and more when it was quadratic
+	for range 3 { // something else may have taken the processor
+		small, large := write(5_000), write(40_000)
+		t.Logf("5,000 operations took %v, 40,000 took %v", small, large)
+		if large < 24*small { // 8, but for noise; 60 and more when it was quadratic
+			return
+		}
+	}
+	t.Error("a batch takes a time that is quadratic in its number of operations")
 }

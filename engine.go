@@ -14,7 +14,7 @@ import (
 )
 
 // This file owns the store's access to leveldb. Nothing else calls *leveldb.DB, except
-// the door, which opens and closes it.
+// the door, which opens and closes it, and a backup, which writes another one.
 
 // reader holds the methods that a database and its snapshots have in common.
 type reader interface {

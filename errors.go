@@ -12,8 +12,8 @@ import (
 // Errors that callers may want to tell apart with errors.Is. A missing key is
 // reported as leveldb.ErrNotFound, unwrapped.
 var (
-	// ErrClosed is returned by every method after Close. It matches
-	// leveldb.ErrClosed.
+	// ErrClosed is returned after Close by every method that returns an error, but for
+	// Close. It matches leveldb.ErrClosed.
 	ErrClosed error = closedError{}
 	// ErrInUse is returned by Open if the handle already has a Replicator. It is
 	// returned by Close if the Replicator owns the handle and iterators or snapshots
@@ -31,7 +31,9 @@ var (
 	ErrFailed = errors.New("replicator: stopped writing after a failed write; reopen the database")
 	// ErrClock is returned when a clock is out of bounds. A local write must not
 	// pass 2^62. A peer's change must not exceed 2^48, plus 2^20 for each second
-	// since 2026-01-01 UTC by the local wall clock, which is taken an hour ahead.
+	// since 2026-01-01 UTC by the local wall clock, which is taken an hour ahead; that
+	// of a hybrid clock must not be ahead of the local wall clock by more than
+	// Options.MaxSkew.
 	ErrClock = errors.New("replicator: clock out of bounds")
 	// ErrProtocol marks data from a peer that violates the protocol: another
 	// protocol, a wrong checksum, a length above the limit, a value out of range.
@@ -44,10 +46,19 @@ var (
 	// ErrCloned marks a peer that has the same database id, which means that the
 	// directory was copied.
 	ErrCloned = errors.New("replicator: another replica has this database id")
+	// ErrStale marks a peer with which nothing is exchanged, because one of the two
+	// replicas has not seen deletions that the other one has forgotten
+	// (Options.TombstoneAge). See Rejoin, and PeerStatus.Stale.
+	ErrStale = errors.New("replicator: stale")
 	// ErrUnknownPeer is returned by RemovePeer for an address that was not added, by
-	// Compare and Repair for what does not name one peer, by Readmit for a peer that was
-	// not forgotten, and by Forget for an id that no peer has.
+	// Compare, Repair and Rejoin for what does not name one peer, by Readmit for a peer that was
+	// not forgotten, and by Forget for the zero id and for this replica's own.
 	ErrUnknownPeer = errors.New("replicator: no such peer")
+	// ErrCursor is given by Changes and Watch for a Cursor from which they cannot go on:
+	// it is of another history than that of the database, or deletions that it has not
+	// seen are no longer known. Forget what was built of the changes, and start from the
+	// zero Cursor.
+	ErrCursor = errors.New("replicator: the feed cannot go on from this cursor; start from the zero Cursor")
 )
 
 // errDuplicate ends a connection that is not needed. A bye carries it to the peer.
@@ -61,12 +72,14 @@ func (closedError) Is(target error) bool { return target == leveldb.ErrClosed }
 // PeerError adds the peer and the operation to an error.
 type PeerError struct {
 	Addr string // the peer's address
-	Op   string // the operation: "dial", "handshake", "session", "compare" or "repair"
+	Op   string // the operation: "dial", "handshake", "session", "compare", "repair" or "rejoin"
 	Err  error
 }
 
+// Error names the peer, the operation and the cause.
 func (e *PeerError) Error() string {
 	return fmt.Sprintf("replicator: peer %s: %s: %v", e.Addr, e.Op, e.Err)
 }
 
+// Unwrap returns the cause.
 func (e *PeerError) Unwrap() error { return e.Err }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/level-replicator/replicator"
 	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/opt"
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
@@ -207,46 +208,50 @@ func ExampleReplicator_NewIterator() {
 }
 
 // Two servers change a title while they don't reach each other. One of the titles wins
-// on both. The server that had the other one keeps it, so that its user can be shown it.
-// It does so only where the loser was its own: else both would write what the other one
-// writes, too, and that would be the next conflict.
+// on both. The other one is kept, so that its user can be shown it. The two may meet on
+// either server, or on both: so both keep it, under a key that is made of the loser's stamp,
+// and what they write is the same.
 func ExampleConflict() {
-	dir, err := os.MkdirTemp("", "replica")
-	check(err)
-	defer os.RemoveAll(dir)
-	lost := make(chan replicator.Conflict, 1)
-	var server1 *replicator.Replicator
-	server1, err = replicator.OpenFile(dir, nil, &replicator.Options{
-		Listen: "127.0.0.1:0",
-		OnConflict: func(c replicator.Conflict) {
-			if c.LostHere && !c.Uncertain {
-				check(server1.Put(append([]byte("lost/"), c.Key...), c.LostValue, nil))
+	lost := make(chan replicator.Conflict, 2)
+	var servers [2]*replicator.Replicator
+	for i := range servers {
+		dir, err := os.MkdirTemp("", "replica")
+		check(err)
+		defer os.RemoveAll(dir)
+		servers[i], err = replicator.OpenFile(dir, nil, &replicator.Options{
+			Listen: "127.0.0.1:0",
+			OnConflict: func(c replicator.Conflict) {
+				if strings.HasPrefix(string(c.Key), "lost/") {
+					return // what the two have kept is equal
+				}
+				check(servers[i].Put(fmt.Appendf(nil, "lost/%s/%v", c.Key, c.Lost.Stamp), c.LostValue, nil))
 				lost <- c
-			}
-		},
-	})
-	check(err)
-	defer server1.Close()
-	server2, done := exampleReplica()
-	defer done()
-
-	check(server1.Put([]byte("title"), []byte("Moby-Dick"), nil))
-	check(server2.Put([]byte("title"), []byte("The Whale"), nil))
-	check(server2.Put([]byte("title"), []byte("The Whale, or Moby-Dick"), nil))
-	check(server2.AddPeer(server1.Addr().String(), nil))
+			},
+		})
+		check(err)
+		defer servers[i].Close()
+	}
+	check(servers[0].Put([]byte("title"), []byte("Moby-Dick"), nil))
+	check(servers[1].Put([]byte("title"), []byte("The Whale"), nil))
+	check(servers[1].Put([]byte("title"), []byte("The Whale, or Moby-Dick"), nil))
+	check(servers[1].AddPeer(servers[0].Addr().String(), nil))
 
 	c := <-lost
 	fmt.Printf("%q was replaced by %q, whose author had not seen it\n", c.LostValue, c.WonValue)
-	kept, err := server1.Get([]byte("lost/title"), nil)
-	check(err)
-	fmt.Printf("kept: %q\n", kept)
+	for _, server := range servers {
+		check(server.SyncNow(context.Background()))
+		kept, err := server.Get(fmt.Appendf(nil, "lost/title/%v", c.Lost.Stamp), nil)
+		check(err)
+		fmt.Printf("kept: %q\n", kept)
+	}
 	// Output:
 	// "Moby-Dick" was replaced by "The Whale, or Moby-Dick", whose author had not seen it
 	// kept: "Moby-Dick"
+	// kept: "Moby-Dick"
 }
 
-// A handler that writes the same on every replica needs no LostHere: here it joins two
-// sets of words, in their order. What both write is equal, so whichever wins will do.
+// A handler can also write the winner anew, if it writes the same on every replica: here it
+// joins two sets of words, in their order. What both write is equal, so whichever wins will do.
 func ExampleConflict_deterministic() {
 	join := func(c replicator.Conflict) []byte {
 		words := strings.Fields(string(c.WonValue) + " " + string(c.LostValue))
@@ -333,6 +338,82 @@ func ExampleReplicator_Recent() {
 	// Output:
 	// colour = "green", deleted: false, clock 0, local: true
 	// colour = "", deleted: true, clock 1, local: true
+}
+
+// A program follows what changes, and is restarted in the midst of it. It goes on behind the
+// last change that it has dealt with.
+func ExampleReplicator_Changes() {
+	r, done := exampleReplica()
+	defer done()
+	check(r.Put([]byte("apple"), []byte("1.20"), nil))
+	check(r.Put([]byte("pear"), []byte("2.00"), nil))
+
+	var kept []byte // with what was made of the changes
+	follow := func(until string) {
+		var from replicator.Cursor
+		check(from.UnmarshalText(kept))
+		for c, err := range r.Changes(context.Background(), from) {
+			check(err)
+			fmt.Printf("%s = %q, deleted: %t\n", c.Key, c.Value, c.Deleted)
+			kept, err = c.Cursor.MarshalText()
+			check(err)
+			if string(c.Key) == until {
+				break
+			}
+		}
+	}
+	follow("apple")
+	fmt.Println("restarted")
+	check(r.Delete([]byte("apple"), nil))
+	follow("apple")
+	// Output:
+	// apple = "1.20", deleted: false
+	// restarted
+	// pear = "2.00", deleted: false
+	// apple = "", deleted: true
+}
+
+// A program is told of orders only, and only of those that come from now on.
+func ExampleReplicator_Watch() {
+	r, done := exampleReplica()
+	defer done()
+	check(r.Put([]byte("order/1"), []byte("7 apples"), nil))
+	now := r.Here()
+	check(r.Put([]byte("price/apple"), []byte("1.20"), nil))
+	check(r.Put([]byte("order/2"), []byte("3 pears"), nil))
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for c, err := range r.Watch(ctx, []byte("order/"), now) {
+		check(err)
+		fmt.Printf("%s: %s\n", c.Key, c.Value)
+		break
+	}
+	// Output:
+	// order/2: 3 pears
+}
+
+// A server counts its restarts in a batch with what it replicates. The count stays with it.
+func ExampleOptions_localPrefix() {
+	dir, err := os.MkdirTemp("", "replica")
+	check(err)
+	defer os.RemoveAll(dir)
+	r, err := replicator.OpenFile(dir, nil, &replicator.Options{LocalPrefix: []byte("here/")})
+	check(err)
+	defer r.Close()
+
+	b := new(leveldb.Batch)
+	b.Put([]byte("here/restarts"), []byte("1"))
+	b.Put([]byte("server/oslo"), []byte("up"))
+	check(r.Write(b, nil))
+	value, err := r.Get([]byte("here/restarts"), nil)
+	check(err)
+	fmt.Printf("%s\n", value)
+	_, err = r.Version([]byte("here/restarts"))
+	fmt.Println(err)
+	// Output:
+	// 1
+	// leveldb: not found
 }
 
 // Count reads the index, for as long as the context lets it.
@@ -453,4 +534,246 @@ func ExampleReplicator_Forget() {
 	// Output:
 	// true
 	// 0
+}
+
+// What a database holds is seen without opening it as a replica: nothing is written to it.
+func ExampleInspect() {
+	dir, err := os.MkdirTemp("", "replica")
+	check(err)
+	defer os.RemoveAll(dir)
+	r, err := replicator.OpenFile(dir, nil, nil)
+	check(err)
+	check(r.Put([]byte("fruit/apple"), []byte("1 kg"), nil))
+	check(r.Put([]byte("fruit/pear"), []byte("2 kg"), nil))
+	check(r.Delete([]byte("fruit/apple"), nil))
+	check(r.Close())
+
+	db, err := leveldb.OpenFile(dir, &opt.Options{ReadOnly: true})
+	check(err)
+	defer db.Close()
+	n, err := replicator.Inspect(db)
+	check(err)
+	fmt.Printf("%d key, %d deleted, %d records, closed cleanly: %t\n", n.Keys, n.Tombstones, n.LogRecords, n.Clean)
+	for record, err := range replicator.InspectLog(db) {
+		check(err)
+		fmt.Printf("%s, clock %d, deleted: %t, latest: %t\n", record.Key, record.Clock, record.Deleted, record.Latest)
+	}
+	// Output:
+	// 1 key, 1 deleted, 3 records, closed cleanly: true
+	// fruit/apple, clock 2, deleted: true, latest: true
+	// fruit/pear, clock 1, deleted: false, latest: true
+	// fruit/apple, clock 0, deleted: false, latest: false
+}
+
+// All keys of a database are checked, those included that were written around the
+// Replicator.
+func ExampleInspectKeys() {
+	dir, err := os.MkdirTemp("", "replica")
+	check(err)
+	defer os.RemoveAll(dir)
+	r, err := replicator.OpenFile(dir, nil, nil)
+	check(err)
+	defer r.Close()
+	check(r.Put([]byte("fruit/apple"), []byte("1 kg"), nil))
+	check(r.DB().Put([]byte("fruit/pear"), []byte("2 kg"), nil))
+	for k, err := range replicator.InspectKeys(r.DB()) {
+		check(err)
+		fmt.Printf("%s = %s, known to the Replicator: %t\n", k.Key, k.Value, k.Indexed)
+	}
+	// Output:
+	// fruit/apple = 1 kg, known to the Replicator: true
+	// fruit/pear = 2 kg, known to the Replicator: false
+}
+
+// A snapshot shows the database as it was, whatever is written or merged meanwhile. A
+// version tells whether a key was changed since.
+func ExampleReplicator_GetSnapshot() {
+	r, done := exampleReplica()
+	defer done()
+	check(r.Put([]byte("title"), []byte("Moby-Dick"), nil))
+	snapshot, err := r.GetSnapshot()
+	check(err)
+	defer snapshot.Release()
+	check(r.Put([]byte("title"), []byte("The Whale"), nil))
+
+	value, err := snapshot.Get([]byte("title"), nil)
+	check(err)
+	before, err := snapshot.Version([]byte("title"))
+	check(err)
+	now, err := r.Version([]byte("title"))
+	check(err)
+	fmt.Printf("%s, clock %d; changed since: %t, clock %d\n", value, before.Clock, now != before, now.Clock)
+	// Output:
+	// Moby-Dick, clock 0; changed since: true, clock 1
+}
+
+// Before a server is restarted, another one takes over what was written on it.
+func ExampleReplicator_WaitMerged() {
+	server1, done1 := exampleReplica()
+	defer done1()
+	server2, done2 := exampleReplica(server1.Addr().String())
+	defer done2()
+
+	check(server1.Put([]byte("key"), []byte("value"), nil))
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	check(server1.WaitMerged(ctx, 1))
+	has, err := server2.Has([]byte("key"), nil)
+	check(err)
+	fmt.Println(has)
+	// Output:
+	// true
+}
+
+// A server moves to another address. Its old one is no longer dialled.
+func ExampleReplicator_RemovePeer() {
+	server1, done1 := exampleReplica()
+	defer done1()
+	server2, done2 := exampleReplica("127.0.0.1:1")
+	defer done2()
+	check(server2.AddPeer(server1.Addr().String(), nil))
+	check(server2.RemovePeer("127.0.0.1:1"))
+	check(server2.SyncNow(context.Background()))
+	fmt.Println(len(server2.Status().Peers), server2.Status().Peers[0].State)
+	// Output:
+	// 1 in sync
+}
+
+// What the Replicator needs beside keys and values is told apart.
+func ExampleReplicator_Size() {
+	r, done := exampleReplica()
+	defer done()
+	check(r.Put([]byte("key"), []byte("value"), nil))
+	size, err := r.Size()
+	check(err)
+	fmt.Println(size.Data) // what was written last is not in leveldb's tables yet
+	// Output:
+	// 0
+}
+
+// A nightly backup, made while the server is in use, and restored after the loss of its disk.
+// The restored server gets from its peer what was written since.
+func ExampleReplicator_Backup() {
+	server1, done1 := exampleReplica()
+	defer done1()
+	dir, err := os.MkdirTemp("", "replica")
+	check(err)
+	defer os.RemoveAll(dir)
+	options := &replicator.Options{Peers: map[string]replicator.Meta{server1.Addr().String(): nil}}
+	server2, err := replicator.OpenFile(filepath.Join(dir, "data"), nil, options)
+	check(err)
+	check(server2.Put([]byte("fruit/apple"), []byte("1 kg"), nil))
+
+	backup := filepath.Join(dir, "backups", "2026-11-30")
+	check(server2.Backup(context.Background(), backup, nil))
+	check(server2.Put([]byte("fruit/pear"), []byte("2 kg"), nil))
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	check(server2.WaitMerged(ctx, 1))
+	id := server2.Status().ID
+	check(server2.Close())
+
+	check(os.RemoveAll(filepath.Join(dir, "data"))) // the disk is lost
+	check(os.Rename(backup, filepath.Join(dir, "data")))
+	server2, err = replicator.OpenFile(filepath.Join(dir, "data"), nil, options)
+	check(err)
+	defer server2.Close()
+	check(server2.SyncNow(ctx))
+	value, err := server2.Get([]byte("fruit/pear"), nil)
+	check(err)
+	fmt.Printf("%s, and its id is the same: %v\n", value, server2.Status().ID == id)
+	// Output:
+	// 2 kg, and its id is the same: true
+}
+
+// An old tool wrote around the Replicator: what it wrote is here and nowhere else. Verify
+// finds it, and takes it in, as no peer knows the key.
+func ExampleReplicator_Verify() {
+	server1, done1 := exampleReplica()
+	defer done1()
+	server2, done2 := exampleReplica(server1.Addr().String())
+	defer done2()
+	check(server2.Put([]byte("fruit/apple"), []byte("1 kg"), nil))
+	check(server2.DB().Put([]byte("fruit/pear"), []byte("2 kg"), nil))
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	report, err := server2.Verify(ctx, nil)
+	check(err)
+	for _, d := range report.Disagreements {
+		fmt.Printf("%s: %d, such as %s\n", d.Kind, d.Count, d.Sample[0])
+	}
+	report, err = server2.Verify(ctx, &replicator.VerifyOptions{Repair: true})
+	check(err)
+	fmt.Println("all is well:", report.OK)
+	check(server1.SyncNow(ctx))
+	value, err := server1.Get([]byte("fruit/pear"), nil)
+	check(err)
+	fmt.Printf("%s\n", value)
+	// Output:
+	// value without index record: 1, such as fruit/pear
+	// all is well: true
+	// 2 kg
+}
+
+// Two people edit the same page while their servers are apart. With hybrid clocks the later
+// edit wins, though more was written on the other server.
+func ExampleOptions_hybridClock() {
+	dir, err := os.MkdirTemp("", "replica")
+	check(err)
+	defer os.RemoveAll(dir)
+	open := func(name string, peers map[string]replicator.Meta) *replicator.Replicator {
+		r, err := replicator.OpenFile(filepath.Join(dir, name), nil,
+			&replicator.Options{Clock: replicator.Hybrid, Listen: "127.0.0.1:0", Peers: peers})
+		check(err)
+		return r
+	}
+	server1, server2 := open("1", nil), open("2", nil)
+	defer server1.Close()
+	defer server2.Close()
+
+	for i := range 100 {
+		check(server1.Put([]byte("page"), fmt.Append(nil, "edit ", i, " on server 1"), nil))
+	}
+	time.Sleep(2 * time.Millisecond)
+	check(server2.Put([]byte("page"), []byte("the last edit"), nil))
+	check(server2.AddPeer(server1.Addr().String(), nil))
+	check(server2.SyncNow(context.Background()))
+	value, err := server2.Get([]byte("page"), nil)
+	check(err)
+	version, err := server2.Version([]byte("page"))
+	check(err)
+	fmt.Printf("%s, made today: %v\n", value, time.Since(version.Time()) < time.Hour)
+	// Output:
+	// the last edit, made today: true
+}
+
+// What a program, or somebody who operates it, does about replicas that were away for
+// longer than Options.TombstoneAge. Here, none was.
+func ExampleReplicator_Rejoin() {
+	server1, done1 := exampleReplica()
+	defer done1()
+	server2, done2 := exampleReplica(server1.Addr().String())
+	defer done2()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+
+	err := server2.SyncNow(ctx)
+	if errors.Is(err, replicator.ErrStale) {
+		for _, p := range server2.Status().Peers {
+			if p.Stale == nil || !p.Stale.Here {
+				continue // the peer has to rejoin
+			}
+			done, err := server2.Rejoin(ctx, p.Addr, &replicator.RejoinOptions{
+				Progress: func(r replicator.Rejoined) { fmt.Println(r.Merged, "merged so far") },
+			})
+			check(err)
+			fmt.Println(done.Dropped, "keys were deleted in the meantime,", done.Kept, "are new")
+		}
+		err = server2.SyncNow(ctx)
+	}
+	check(err)
+	fmt.Println("in sync")
+	// Output:
+	// in sync
 }

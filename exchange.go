@@ -99,6 +99,7 @@ type reply struct {
 	to            position // the head of the peer's log
 	merged        position // the place up to which the peer had merged the log of the asking side, if it had
 	vector, heard []Stamp  // as in a page
+	reaped        []Stamp  // what the peer had reaped
 
 	findings []finding
 	part     bool // of the last range, only the records up to and with key are told

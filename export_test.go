@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/iterator"
 	"github.com/syndtr/goleveldb/leveldb/opt"
+	"github.com/syndtr/goleveldb/leveldb/storage"
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
@@ -27,6 +29,12 @@ func WithBootID(o Options, id string) *Options {
 // WithDurable returns the options with the time after which everything is made durable.
 func WithDurable(o Options, every time.Duration) *Options {
 	o.durableEvery = every
+	return &o
+}
+
+// WithWall returns the options with a wall clock.
+func WithWall(o Options, wall func() time.Time) *Options {
+	o.wall = wall
 	return &o
 }
 
@@ -109,7 +117,9 @@ func checkConsistent(r *Replicator) error {
 	it := newUserIterator(snap, nil, nil)
 	defer it.Release()
 	for it.Next() {
-		live--
+		if !r.store.settings.isLocal(it.Key()) {
+			live--
+		}
 	}
 	if live != 0 {
 		return fmt.Errorf("%d more live keys in the index than in the data", live)
@@ -177,8 +187,8 @@ func Floor(db *leveldb.DB) (uint64, error) {
 	return op.getUint64(metaFloor, 1)
 }
 
-// Cursor is how far the log of a peer has been merged.
-type Cursor struct {
+// Progress is how far the log of a peer has been merged.
+type Progress struct {
 	Checkpoint, Upper, Seen uint64
 	Joined                  bool
 	Log, Keys               bool   // the kind of the unfinished scan
@@ -188,19 +198,19 @@ type Cursor struct {
 
 // StoredCursor returns what the row of a peer says; without one, nothing is
 // merged.
-func StoredCursor(db reader, peer DatabaseID) (Cursor, error) {
+func StoredCursor(db reader, peer DatabaseID) (Progress, error) {
 	row, err := db.Get(peerKey(peer), nil)
 	if err == leveldb.ErrNotFound {
-		return Cursor{}, nil
+		return Progress{}, nil
 	}
 	if err != nil {
-		return Cursor{}, err
+		return Progress{}, err
 	}
 	p, err := parsePeerRecord(row)
 	if err != nil {
-		return Cursor{}, err
+		return Progress{}, err
 	}
-	return Cursor{
+	return Progress{
 		p.checkpoint.seq, p.upper.seq, p.seen.seq, p.joined,
 		p.scan == scanLog, p.scan == scanKeys, p.reached, string(p.key),
 	}, nil
@@ -298,6 +308,11 @@ func LoseIndex(db *leveldb.DB, keys ...string) error {
 		b.Delete(indexKey([]byte(key)))
 	}
 	return db.Write(&b, withSync)
+}
+
+// BackupTo is Backup to any storage.
+func BackupTo(ctx context.Context, r *Replicator, to storage.Storage) error {
+	return r.store.backup(ctx, to, nil)
 }
 
 // EmptyCommit commits nothing.
@@ -574,4 +589,74 @@ func TimeMarks(db reader) int {
 		return -1
 	}
 	return len(marks)
+}
+
+// Place is where a cursor of a feed is.
+type Place struct {
+	Seq, Upper, Seen uint64
+	Scan             bool
+	Key              string
+}
+
+func CursorPlace(c Cursor) Place {
+	return Place{c.at.seq, c.upper.seq, c.seen.seq, c.scan, c.key}
+}
+
+// InFirstSync reports whether a replica writes no log now.
+func InFirstSync(r *Replicator) bool { return r.store.first.Load() != nil }
+
+// FeedPages reads a feed up to where it waits, and returns its pages.
+func FeedPages(r *Replicator, prefix string, from Cursor) (pages [][]Change, err error) {
+	f, err := r.store.openFeed([]byte(prefix), from)
+	if err != nil {
+		return nil, err
+	}
+	defer f.end()
+	for {
+		again, err := f.read(func() error { return nil })
+		if err != nil || len(f.page) == 0 && again != 0 {
+			return pages, err
+		}
+		if len(f.page) > 0 {
+			pages = append(pages, f.page)
+			f.page = nil
+		}
+	}
+}
+
+// Feeds returns how many feeds are open, and how many goroutines wait for commits.
+func Feeds(r *Replicator) (open, subscribed int) {
+	s := &r.store.subscribers
+	s.Lock()
+	defer s.Unlock()
+	return int(r.store.feeds.Load()), len(s.list)
+}
+
+// Reaped returns what a replica has reaped.
+func Reaped(r *Replicator) map[Origin]uint64 {
+	reaped, _ := r.store.known.reapedNow()
+	return reaped
+}
+
+// BeforeSnapshot returns the options, and has a function be called before the next snapshot
+// is taken, each time that it is set.
+func BeforeSnapshot(o Options) (*Options, func(func())) {
+	var e hookedEngine
+	o.engine = func(of engine) engine {
+		e.engine = of
+		return &e
+	}
+	return &o, func(hook func()) { e.hook.Store(&hook) }
+}
+
+type hookedEngine struct {
+	engine
+	hook atomic.Pointer[func()]
+}
+
+func (e *hookedEngine) snapshot() (snapshot, error) {
+	if hook := e.hook.Swap(nil); hook != nil {
+		(*hook)()
+	}
+	return e.engine.snapshot()
 }

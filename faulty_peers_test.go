@@ -195,6 +195,7 @@ func TestFaultyIdleSessionsStay(t *testing.T) {
 // TestFaultyLoweredLimit: a limit below a value that is here would end every session with a
 // replica that lacks it. Such a database is not opened.
 func TestFaultyLoweredLimit(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	r, err := replicator.OpenFile(dir, nil, nil)
 	require.NoError(t, err)
@@ -392,6 +393,7 @@ func TestFaultyPeersAreLogged(t *testing.T) {
 // TestFaultyLatePull: what is late is the accept and the first pull of a process,
 // and they arrive when it has ended and the next one has been met.
 func TestFaultyLatePull(t *testing.T) {
+	t.Parallel()
 	h := newHost(t, nil)
 	first, second := newWireHi(), newWireHi()
 	second.epoch, second.nonce = first.epoch+1, first.nonce+1
@@ -410,6 +412,7 @@ func TestFaultyLatePull(t *testing.T) {
 // TestFaultyLateAnswer: the same at a connection that this side dialled, where
 // the answering hello is late.
 func TestFaultyLateAnswer(t *testing.T) {
+	t.Parallel()
 	h := newHost(t, nil)
 	first, second := newWireHi(), newWireHi()
 	second.epoch, second.nonce = first.epoch+1, first.nonce+1

@@ -110,7 +110,7 @@ func TestCheckpointedFirstSync(t *testing.T) {
 	} {
 		for _, local := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, local writes: %v", name, local), func(t *testing.T) {
-				for seed := range int64(budget(1, 3, 50)) {
+				for seed := range int64(budget(1, 2, 50)) {
 					inFirst(t, seed, 2, func(t *testing.T, c *cluster, source, n *node) {
 						c.durableEvery = 100 * time.Millisecond
 						var made []replicator.Made

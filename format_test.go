@@ -45,6 +45,7 @@ func contentsOf(t *testing.T, r *replicator.Replicator) formatContents {
 // TestFormat2 opens databases of the past: one that was closed, and one whose process
 // was killed. All is there, changes go on where they were, and a peer gets everything.
 func TestFormat2(t *testing.T) {
+	t.Parallel()
 	if *replicator.Update {
 		if _, err := os.Stat(formatDir); os.IsNotExist(err) {
 			writeFormat(t)
@@ -91,7 +92,7 @@ func TestFormat2(t *testing.T) {
 // refused before anything is written.
 func TestOtherFormats(t *testing.T) {
 	for row, want := range map[string]string{
-		"\x01\x01": "storage format 01", "\x03\x01": "storage format 03", "\x02\x09": "clock kind 9", "\x02": "storage format 02", "": "no format row",
+		"\x01\x01": "storage format 01", "\x03\x01": "storage format 03", "\x02\x09": "clock kind 9", "\x02\x02": "set Options.Clock to Hybrid", "\x02": "storage format 02", "": "no format row",
 	} {
 		dir := t.TempDir()
 		require.NoError(t, os.CopyFS(dir, os.DirFS(filepath.Join(formatDir, "closed"))))

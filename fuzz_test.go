@@ -19,6 +19,7 @@ func FuzzBye(f *testing.F)       { fuzzMessage(f, frameBye) }
 func FuzzTerms(f *testing.F)     { fuzzMessage(f, frameTerms) }
 func FuzzVector(f *testing.F)    { fuzzMessage(f, frameVector) }
 func FuzzAdoptions(f *testing.F) { fuzzMessage(f, frameAdoptions) }
+func FuzzReaped(f *testing.F)    { fuzzMessage(f, frameReaped) }
 func FuzzPull(f *testing.F)      { fuzzMessage(f, framePull) }
 func FuzzPage(f *testing.F)      { fuzzMessage(f, framePage) }
 func FuzzFetch(f *testing.F)     { fuzzMessage(f, frameFetch) }
@@ -94,6 +95,8 @@ func parseOnly(kind byte, b []byte, maxValue int) {
 		parseTerms(b)
 	case frameVector:
 		parseVector(b, wireEpoch)
+	case frameReaped:
+		_, _, _, _ = parseReaped(b, wireEpoch)
 	case frameAdoptions:
 		parseAdoptions(b)
 	case framePull:

@@ -39,9 +39,35 @@ func TestClosedDespiteDroppedIterators(t *testing.T) {
 	require.ErrorIs(t, err, leveldb.ErrClosed)
 }
 
+// TestSnapshotVersion: a snapshot has a value and its version of one moment.
+func TestSnapshotVersion(t *testing.T) {
+	r, err := replicator.OpenFile(t.TempDir(), nil, nil)
+	require.NoError(t, err)
+	require.NoError(t, r.Put([]byte("key"), []byte("value"), nil))
+	before, err := r.Version([]byte("key"))
+	require.NoError(t, err)
+	snap, err := r.GetSnapshot()
+	require.NoError(t, err)
+	require.NoError(t, r.Delete([]byte("key"), nil))
+	require.NoError(t, r.Put([]byte("late"), nil, nil))
+	version, err := snap.Version([]byte("key"))
+	require.NoError(t, err)
+	require.Equal(t, before, version)
+	_, err = snap.Version([]byte("late"))
+	require.ErrorIs(t, err, leveldb.ErrNotFound)
+	now, err := r.Version([]byte("key"))
+	require.NoError(t, err)
+	require.True(t, now.Deleted)
+	snap.Release()
+	require.ErrorIs(t, second(snap.Version([]byte("key"))), leveldb.ErrSnapshotReleased)
+	require.NoError(t, r.Close())
+	require.ErrorIs(t, second(snap.Version([]byte("key"))), replicator.ErrClosed)
+}
+
 // TestClosedDuringDigest: a Digest under way neither fails a Close nor holds it up.
 func TestClosedDuringDigest(t *testing.T) {
-	for range 20 {
+	t.Parallel()
+	for range budget(5, 10, 20) {
 		r, err := replicator.OpenFile(t.TempDir(), nil, nil)
 		require.NoError(t, err)
 		var b leveldb.Batch

@@ -26,9 +26,9 @@ func (y *syncer) hello(probe bool) hello {
 	o := &y.settings
 	return hello{
 		minVersion: minProtocol, maxVersion: maxProtocol,
-		clockKind: clockLamport, cluster: o.cluster, name: o.name,
+		clockKind: y.store.settings.clock.kind.row(), cluster: o.cluster, name: o.name,
 		id: y.store.id(), epoch: y.store.origin(), nonce: y.nonce,
-		maxKey: MaxKeySize, maxValue: uint64(o.maxValue), probe: probe,
+		maxKey: MaxKeySize, maxValue: uint64(o.maxValue), localPrefix: o.localPrefix, probe: probe, reaps: true,
 	}
 }
 
@@ -91,7 +91,7 @@ func (y *syncer) exchange(c *conn, g *greeting, dialed bool) error {
 
 // admit judges the hello of a peer, and acts on the verdict.
 func (y *syncer) admit(g *greeting, dialed bool) error {
-	v := judge(encounter{g.own, g.peer, dialed, y.store.failure(), y.isForked(g.peer), y.store.isForgotten(g.peer.id)})
+	v := judge(encounter{g.own, g.peer, dialed, y.store.failure(), y.isForked(g.peer), y.store.isForgotten(g.peer.id), y.store.known.reapsNow() > 0})
 	if v.renew {
 		y.renewID(g.own.id)
 	}
@@ -134,6 +134,7 @@ type encounter struct {
 	failed    error // why this replica cannot replicate any more, or nil
 	forked    bool  // the peer's epoch was followed by another one already
 	forgotten bool  // the peer was forgotten here
+	reaped    bool  // tombstones were reaped here
 }
 
 // verdict is the result of judging an encounter.
@@ -157,10 +158,12 @@ func judge(e encounter) verdict {
 	case peer.cluster != own.cluster:
 		return refuse("%w: cluster %q met cluster %q (Options.Cluster)", ErrRefused, own.cluster, peer.cluster)
 	case peer.clockKind != own.clockKind:
-		return refuse("%w: clock kind %d met clock kind %d", ErrRefused, own.clockKind, peer.clockKind)
+		return refuse("%w: clock kind %d met clock kind %d (1 is Lamport, 2 is Hybrid; see Options.Clock)", ErrRefused, own.clockKind, peer.clockKind)
 	case peer.maxKey != own.maxKey || peer.maxValue != own.maxValue:
 		return refuse("%w: limits of %d and %d bytes for keys and values met limits of %d and %d (Options.MaxValueSize)",
 			ErrRefused, own.maxKey, own.maxValue, peer.maxKey, peer.maxValue)
+	case string(peer.localPrefix) != string(own.localPrefix):
+		return refuse("%w: local prefix %q met local prefix %q (Options.LocalPrefix)", ErrRefused, own.localPrefix, peer.localPrefix)
 	case peer.epoch&drawnOrigin == 0:
 		return refuse("%w: hello: epoch %v", ErrProtocol, peer.epoch)
 	case peer.id == own.id && own.nonce < peer.nonce:
@@ -175,6 +178,8 @@ func judge(e encounter) verdict {
 		return verdict{err: errForgotten}
 	case e.forked:
 		return verdict{err: errForked}
+	case e.reaped && !peer.reaps:
+		return verdict{err: errNoReaps}
 	}
 	return verdict{}
 }

@@ -10,7 +10,7 @@ import (
 // TestJudge goes through everything that can keep two replicas apart.
 func TestJudge(t *testing.T) {
 	own := hello{
-		clockKind: clockLamport, cluster: "prod", id: DatabaseID{1}, epoch: drawnOrigin | 1, nonce: 10,
+		clockKind: Lamport.row(), cluster: "prod", id: DatabaseID{1}, epoch: drawnOrigin | 1, nonce: 10,
 		maxKey: MaxKeySize, maxValue: 1 << 20,
 	}
 	good := own

@@ -40,14 +40,14 @@ func (n *node) acknowledged(peer *node) uint64 {
 
 // cursor returns how far a node has merged peer's log, as it would be found
 // after a restart.
-func (n *node) cursor(peer *node) replicator.Cursor {
+func (n *node) cursor(peer *node) replicator.Progress {
 	c, err := replicator.StoredCursor(n.db, peer.r.Status().ID)
 	require.NoError(n.c.t, err)
 	return c
 }
 
 // covered checks that all of a peer's changes that a cursor covers are here.
-func covered(cursor replicator.Cursor, peer, here map[string]replicator.Row) error {
+func covered(cursor replicator.Progress, peer, here map[string]replicator.Row) error {
 	for key, row := range peer {
 		covers := row.Seq <= cursor.Checkpoint
 		switch {

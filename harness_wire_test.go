@@ -41,6 +41,7 @@ const (
 	wireReply     = 16
 	wireOffer     = 17
 	wireTaken     = 18
+	wireReaped    = 19
 )
 
 // wirePeer is a peer that is made by hand: it speaks frames, and nothing else
@@ -86,7 +87,7 @@ type wireHi struct {
 	id              [16]byte
 	epoch, nonce    uint64
 	maxKey, maxSize uint64
-	name            string
+	name, local     string
 	flags           byte
 }
 
@@ -108,7 +109,7 @@ func (h wireHi) payload() []byte {
 	b = binary.BigEndian.AppendUint64(b, h.nonce)
 	b = binary.AppendUvarint(b, h.maxKey)
 	b = binary.AppendUvarint(b, h.maxSize)
-	return append(wireBytes(b, h.name), 0) // no local prefix
+	return wireBytes(wireBytes(b, h.name), h.local)
 }
 
 // wireEntry is an entry with its value, or, if size is not 0, without.

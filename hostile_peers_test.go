@@ -27,6 +27,7 @@ func wrongChecksum(kind byte, payload []byte) []byte {
 // TestGarbageDialsIn: what speaks another protocol, or none, is turned away with
 // a reason in the log, and nothing changes.
 func TestGarbageDialsIn(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		sent   string
 		closes bool
@@ -66,6 +67,7 @@ func TestGarbageDialsIn(t *testing.T) {
 
 // TestGarbageAnswers: the address that is dialled is something else's.
 func TestGarbageAnswers(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		answer func(p *wirePeer)
 		says   string
@@ -103,6 +105,7 @@ func TestGarbageAnswers(t *testing.T) {
 // TestGarbageInSessions: a peer that is in the session, and then breaks the rules.
 // Of the page that does, nothing is applied.
 func TestGarbageInSessions(t *testing.T) {
+	t.Parallel()
 	hi := newWireHi()
 	good := wireEntry{key: "a good one", clock: 5, origin: hi.epoch, value: "value"}
 	entry := func(key string) wireEntry { return wireEntry{key: key, clock: 6, origin: hi.epoch, value: "value"} }
@@ -206,6 +209,7 @@ func TestUnaskedPages(t *testing.T) {
 // TestUnaskedPagesMeanwhile: a small page is merged where it is received. Others before
 // and behind it disturb nothing.
 func TestUnaskedPagesMeanwhile(t *testing.T) {
+	t.Parallel()
 	page := func(hi wireHi, seq uint64, size int) []byte {
 		e := wireEntry{key: fmt.Sprint("key ", seq), clock: seq, origin: hi.epoch, value: strings.Repeat("v", size)}
 		known := wireStamps(wirePlace([]byte{0}, hi.epoch, seq), wireStamp{hi.epoch, seq})
@@ -253,6 +257,7 @@ func TestUnaskedPagesMeanwhile(t *testing.T) {
 // TestUnaskedValues: of a peer that answers a fetch with more than it was asked for, or
 // something else, nothing is merged.
 func TestUnaskedValues(t *testing.T) {
+	t.Parallel()
 	hi := newWireHi()
 	entry := func(key string) wireEntry { return wireEntry{key: key, clock: 5, origin: hi.epoch, value: "value"} }
 	values := func(answered byte, entries ...wireEntry) []byte {

@@ -27,6 +27,7 @@ func wirePageTo(epoch, seq uint64) []byte {
 // TestHostileVectors: what a peer tells of what it knows is judged like stamps, and what
 // breaks the rules ends its session. Nothing of it is kept.
 func TestHostileVectors(t *testing.T) {
+	t.Parallel()
 	hi := newWireHi()
 	ahead := wireStamp{hi.epoch, farAhead}
 	for name, c := range map[string]struct {
@@ -136,6 +137,7 @@ func TestVectorsThatFall(t *testing.T) {
 // TestForcedEpochsAreRare: who says so again and again has a replica begin a new epoch
 // once a minute at most, though each time its session ends.
 func TestForcedEpochsAreRare(t *testing.T) {
+	t.Parallel()
 	for way, change := range hostileWays {
 		t.Run(way, func(t *testing.T) {
 			inCluster(t, 1, func(t *testing.T, c *cluster) {

@@ -30,6 +30,7 @@ const (
 	// Limits of strings, in bytes.
 	maxClusterName = 255
 	maxName        = 255
+	maxLocalPrefix = 255
 	maxAddrSize    = 256
 )
 

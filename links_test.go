@@ -13,6 +13,7 @@ import (
 // TestSlowLinks: whatever the speed of a link, what is sent over it arrives, in
 // both directions, and once.
 func TestSlowLinks(t *testing.T) {
+	t.Parallel()
 	for name, link := range map[string]struct{ speed, values, size int }{
 		"5000 B per s":                 {5000, 500, 1000},
 		"5000 B per s, values fetched": {5000, 50, 10_000},

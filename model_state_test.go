@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"log/slog"
@@ -40,6 +41,13 @@ type modelConfig struct {
 	depth   int  // every day
 	sparse  bool // of the states behind two steps, only some are healed
 
+	// reaping is for TestReapModel: what is stated as durable is told, and stale replicas
+	// exchange nothing.
+	reaping bool
+	begin   []modelStep // what has happened already
+	sound   uint8       // as faults, until there was one: nobody may be stale then
+
+	reaps, forgets, wipes, links, rejoins, halves, alls                                                  uint8
 	writes, deletes, flushes, expires, restarts, closes, cuts, backups, restores, clones, breaks, losses uint8
 	faults                                                                                               uint8 // of restarts to losses, together
 }
@@ -53,6 +61,8 @@ type modelReplica struct {
 	disk            *modelDisk
 	boot            byte
 	told            vector // what was stated as durable before the last opening
+	seen            uint64 // which changes it has met: a bit each
+	seenDurable     uint64 // the same, by the last durable point
 	sum, sumWatched uint64
 }
 
@@ -68,6 +78,8 @@ type modelPull struct {
 	found  *candidates
 	behind *page // on its way, behind that one
 	told   uint64
+
+	reaped *vector // what j has stated to have reaped
 
 	// of the server
 	scan  *scanView
@@ -95,6 +107,7 @@ type modelState struct {
 type modelGhost struct {
 	key, value string
 	Version
+	ctx uint64 // what its maker had met
 }
 
 // modelStep is one thing that can happen.
@@ -118,16 +131,23 @@ const (
 	stepClone
 	stepBreak
 	stepLose
+	stepReap
+	stepForget
+	stepWipe
+	stepLink
+	stepRejoin
+	stepHalf // of a rejoin, up to its end
+	stepAll  // that is under way ends, and is durable
 )
 
 var modelSteps = [...]string{"write", "delete", "read", "read all", "pull", "prefetch", "merge", "flush", "expire", "restart", "close and open", "cut the power of",
-	"back up", "restore", "clone", "break", "lose the snapshot of"}
+	"back up", "restore", "clone", "break", "lose the snapshot of", "reap at", "forget", "wipe", "link", "rejoin", "half of a rejoin", "all exchange"}
 
 func (s modelStep) String() string {
 	switch s.kind {
 	case stepWrite, stepDelete:
 		return fmt.Sprintf("%s k%d at %d", modelSteps[s.kind], s.b, s.a)
-	case stepRead, stepRelay, stepPull, stepPrefetch, stepMerge, stepBreak, stepLose:
+	case stepRead, stepRelay, stepPull, stepPrefetch, stepMerge, stepBreak, stepLose, stepForget, stepLink, stepRejoin, stepHalf:
 		return fmt.Sprintf("%s %d<-%d", modelSteps[s.kind], s.a, s.b)
 	}
 	return fmt.Sprintf("%s %d (%d, %d)", modelSteps[s.kind], s.a, s.b, s.c)
@@ -156,13 +176,17 @@ func (s *modelState) settings(boot byte) storeSettings {
 // reopen opens what is on a disk as replica i, and ends its sessions.
 func (s *modelState) reopen(i int, disk *modelDisk, boot byte) error {
 	s.hangUp(i)
+	seen, seenDurable := uint64(0), uint64(0)
+	if s.r[i] != nil {
+		seen, seenDurable = s.r[i].seen, s.r[i].seenDurable
+	}
 	settings := s.settings(boot)
 	op, err := readOpening(disk, &settings)
 	if err != nil {
 		return err
 	}
 	settings.origins = nil // of another state, by and by
-	s.r[i] = &modelReplica{d: newStore(op, settings), disk: disk, boot: boot}
+	s.r[i] = &modelReplica{d: newStore(op, settings), disk: disk, boot: boot, seen: seen, seenDurable: seenDurable}
 	s.mine[i] = true
 	s.r[i].told = s.r[i].d.durable.vec
 	return nil
@@ -201,8 +225,12 @@ func (r *modelReplica) copy() *modelReplica {
 	d, disk := r.d, r.disk.copy()
 	c := &store{engine: disk, settings: d.settings, name: d.name, peers: make(map[DatabaseID]*peerRecord, len(d.peers))}
 	for id, p := range d.peers {
-		c.peers[id] = &peerRecord{cursor: p.cursor, unsaved: p.unsaved, epochs: slices.Clip(p.epochs), meeting: p.meeting}
+		c.peers[id] = &peerRecord{cursor: p.cursor, unsaved: p.unsaved, epochs: slices.Clip(p.epochs), meeting: p.meeting, knows: p.knows, stated: p.stated, heardAt: p.heardAt}
 	}
+	c.forgotten = map[DatabaseID]string{}
+	c.sums = newSums()
+	c.rejoins.Store(d.rejoins.Load())
+	c.recovered.Store(d.recovered.Load())
 	c.meetings.Store(d.meetings.Load())
 	c.first.Store(d.first.Load())
 	x := &d.commits.section
@@ -210,18 +238,20 @@ func (r *modelReplica) copy() *modelReplica {
 	c.commits.pool = d.commits.pool // each that there is keeps its store alive until the second collection
 	c.commits.section = section{
 		c: &c.commits, d: c, origin: x.origin, batch: new(leveldb.Batch), clock: x.clock, above: x.above,
-		head: x.head, floor: x.floor, expired: x.expired, records: x.records, own: x.own,
+		head: x.head, floor: x.floor, expired: x.expired, gone: x.gone, records: x.records, own: x.own,
+		removals: x.removals,
 	}
 	k, n := &d.known, &c.known
 	n.head, n.origin, n.history, n.own, n.changes = k.head, k.origin, k.history, k.own, k.changes
 	n.heard = maps.Clone(k.heard)
+	n.reaped, n.reaps = maps.Clone(k.reaped), k.reaps
 	n.rows, n.order, n.adopted = maps.Clone(k.rows), slices.Clone(k.order), maps.Clone(k.adopted)
 	b := &k.backlog
 	n.backlog = backlog{
 		limit: b.limit, size: b.size, after: b.after, dropped: maps.Clone(b.dropped), arena: make([]byte, 0, 64),
-		records: deque[backRecord]{all: slices.Clone(b.records.all[b.records.start:])},
-		rises:   deque[rise]{all: slices.Clone(b.rises.all[b.rises.start:])},
-		heard:   deque[rise]{all: slices.Clone(b.heard.all[b.heard.start:])},
+		records: cloneOf(&b.records),
+		rises:   cloneOf(&b.rises),
+		heard:   cloneOf(&b.heard),
 	}
 	c.commits.published = c.publish
 	c.commits.publish()
@@ -229,7 +259,7 @@ func (r *modelReplica) copy() *modelReplica {
 	c.durable.count = d.durable.count
 	c.expiry.swept = d.expiry.swept
 	c.adopter = newAdopter(c, *d.adopter.progress.Load())
-	return &modelReplica{d: c, disk: disk, boot: r.boot, told: r.told}
+	return &modelReplica{d: c, disk: disk, boot: r.boot, told: r.told, seen: r.seen, seenDurable: r.seenDurable}
 }
 
 // session returns what the product's functions need of a session, at i, with j.
@@ -294,6 +324,9 @@ func (s *modelState) meet(i, j int) error {
 		return nil
 	}
 	s.open[min(i, j)][max(i, j)] = true
+	if s.left.reaping {
+		defer s.state(i, j, true)
+	}
 	for _, at := range [][2]int{{i, j}, {j, i}} {
 		d, peer := s.own(at[0]).d, s.r[at[1]].d
 		record := d.peer(peer.id())
@@ -340,6 +373,12 @@ func (s *modelState) ask(i, j int, c cursor, told uint64) (*page, error) {
 		}
 	}
 	s.own(j) // a snapshot is taken in the commit section
+	if s.left.reaping {
+		s.state(i, j, false)
+		if !s.fits(j, i) {
+			return nil, nil
+		}
+	}
 	l := s.pull(i, j)
 	head, _ := s.r[j].d.position()
 	for _, at := range []position{c.checkpoint, c.upper, c.seen} {
@@ -357,6 +396,15 @@ func (s *modelState) ask(i, j int, c cursor, told uint64) (*page, error) {
 	p := a.page
 	p.key = bytes.Clone(p.key)
 	p.entries = to.entries
+	for k := range p.entries { // of what was put again, the backlog has no value: it is fetched at once
+		if e := &p.entries[k]; e.absent && s.left.reaping {
+			values := new(modelSink)
+			if _, _, _, err := newServer(s.r[j].d).values([][]byte{e.key}, values); err != nil {
+				return nil, err
+			}
+			*e = values.entries[0]
+		}
+	}
 	if p.incomplete && !s.left.holes {
 		return nil, fmt.Errorf("%d has rows without values", j)
 	}
@@ -373,6 +421,9 @@ func (s *modelState) arrive(i, j int, p *page) (err error) {
 	u := l.puller
 	u.s = s.session(i, j)
 	u.heard, u.arbiter = vector{}, arbiter{peer: u.s.server, heard: vector{}}
+	if s.left.reaping {
+		u.giver.reaped = func() *vector { return nil }
+	}
 	u.s.news, _ = s.r[j].d.known.adoptions()
 	if l.next, err = u.arrive(p); err == nil {
 		u.beginFirst(p, &l.next, nil)
@@ -392,6 +443,12 @@ func (s *modelState) arrive(i, j int, p *page) (err error) {
 func (s *modelState) read(i, j int, told uint64) (done bool, err error) {
 	if err = s.meet(i, j); err != nil || s.pulls[i][j].page != nil {
 		return false, err
+	}
+	if s.left.reaping && !s.fits(i, j) {
+		if s.r[i].d.isYoung() && s.staleAt(i, j) {
+			return true, s.rejoin(i, j, false)
+		}
+		return false, nil
 	}
 	p, err := s.ask(i, j, s.pulls[i][j].puller.c, told)
 	if err != nil || p == nil {
@@ -425,9 +482,20 @@ func (s *modelState) merge(i, j int) (done bool, err error) {
 	found.arbiter = nil // what only counts and tells is not of the state
 	found.local, found.wins, found.blind = slices.Clone(found.local), slices.Clone(found.wins), slices.Clone(found.blind)
 	d := s.r[i].d
-	if err := d.merge(&found, &u.blind, u.progress(l.page, l.next)); err != nil {
+	if s.left.reaping {
+		reaped := l.reaped
+		u.giver.reaped = func() *vector { return reaped }
+		u.giver.known = maps.Clone(u.giver.known)
+		found.giver = &u.giver
+	}
+	switch err := d.merge(&found, &u.blind, u.progress(l.page, l.next)); {
+	case errors.Is(err, ErrStale) && s.left.reaping:
+		s.hangUpPair(i, j)
+		return true, nil
+	case err != nil:
 		return true, err
 	}
+	s.r[i].meets(s, l.page.entries)
 	for n := range d.known.backlog.records.len() {
 		if r := d.known.backlog.records.at(n); !r.own {
 			r.at = time.Now().Add(modelFar) // held back until somebody asks for all
@@ -459,11 +527,26 @@ func (s *modelState) write(i, k int, deleted bool) error {
 			return fmt.Errorf("%v is given out twice", g.Stamp)
 		}
 	}
+	g.ctx = s.r[i].seen
+	s.r[i].seen |= 1 << len(s.ghost)
 	s.ghost = append(slices.Clip(s.ghost), g)
 	p := d.commits.newProposal()
 	p.key, p.value, p.deleted, p.ops, p.keys, p.values = []byte(g.key), []byte(g.value), deleted, 1, len(g.key), len(g.value)
 	_, err := d.commits.do(p)
 	return err
+}
+
+// spend takes one from each of some budgets, if none of them is used up.
+func spend(of ...*uint8) bool {
+	for _, n := range of {
+		if *n == 0 {
+			return false
+		}
+	}
+	for _, n := range of {
+		*n--
+	}
+	return true
 }
 
 // take does a step, and reports whether it could be done.
@@ -472,17 +555,6 @@ func (s *modelState) take(step modelStep) (done bool, err error) {
 	r, left := s.r[i], s.left
 	if r == nil || step.kind >= stepRead && step.kind <= stepMerge && s.r[j] == nil {
 		return false, nil
-	}
-	spend := func(of ...*uint8) bool {
-		for _, n := range of {
-			if *n == 0 {
-				return false
-			}
-		}
-		for _, n := range of {
-			*n--
-		}
-		return true
 	}
 	switch step.kind {
 	case stepWrite:
@@ -512,6 +584,7 @@ func (s *modelState) take(step modelStep) (done bool, err error) {
 	case stepFlush:
 		r = s.own(i)
 		r.d.settings.origins = nil
+		r.seenDurable = r.seen
 		return spend(&left.flushes), r.d.makeDurable()
 	case stepExpire:
 		r = s.own(i)
@@ -553,6 +626,10 @@ func (s *modelState) take(step modelStep) (done bool, err error) {
 				return true, err
 			}
 			s.r[i].told = stated
+			if left.reaping {
+				s.r[i].seen = r.seenDurable | s.found(i)
+				s.r[i].seenDurable = s.r[i].seen
+			}
 			return true, nil
 		}
 	case stepBackup:
@@ -562,7 +639,9 @@ func (s *modelState) take(step modelStep) (done bool, err error) {
 		if s.saved == nil || s.owner != i || !spend(&left.restores, &left.faults) {
 			return false, nil
 		}
-		return true, s.reopen(i, s.saved.disk.copy(), s.saved.boot+step.c*100)
+		err := s.reopen(i, s.saved.disk.copy(), s.saved.boot+step.c*100)
+		s.r[i].seen = s.saved.seen
+		return true, err
 	case stepClone:
 		if i == j || !spend(&left.clones, &left.faults) {
 			return false, nil
@@ -571,7 +650,9 @@ func (s *modelState) take(step modelStep) (done bool, err error) {
 		disk := r.disk.copy()
 		id := DatabaseID{s.clones, 0xff} // in place of renewID, after they have met
 		disk.do(modelWrite{[]modelChange{{modelRow{metaKey(metaID), id[:]}, false}}, true})
-		return true, s.reopen(j, disk, r.boot+step.c*100)
+		err := s.reopen(j, disk, r.boot+step.c*100)
+		s.r[j].seen = r.seen
+		return true, err
 	case stepBreak:
 		if i > j || !s.open[i][j] || !spend(&left.breaks, &left.faults) {
 			return false, nil
@@ -593,6 +674,8 @@ func (s *modelState) take(step modelStep) (done bool, err error) {
 		}
 		s.pull(i, j).scan = nil
 		return true, nil
+	case stepReap, stepForget, stepWipe, stepLink, stepRejoin, stepHalf, stepAll:
+		return s.takeReaping(step)
 	}
 	return false, nil
 }
@@ -605,6 +688,7 @@ func (s *modelState) steps() (all []modelStep) {
 			all = append(all, modelStep{kind, byte(a), byte(b), byte(c)})
 		}
 	}
+	add(n.alls, stepAll, 0, 0, 0)
 	for i := range modelReplicas {
 		if s.r[i] == nil {
 			continue
@@ -617,8 +701,14 @@ func (s *modelState) steps() (all []modelStep) {
 				add(min(n.clones, n.faults), stepClone, i, j, boot)
 			}
 			if n.chain && i+j == modelReplicas-1 {
+				if i < j {
+					add(n.links, stepLink, i, j, 0)
+				}
 				continue
 			}
+			add(min(n.forgets, n.faults), stepForget, i, j, 0)
+			add(n.rejoins, stepRejoin, i, j, 0)
+			add(n.halves, stepHalf, i, j, 0)
 			if s.pulls[i][j].page == nil {
 				add(1, stepRead, i, j, 0)
 				add(1, stepRelay, i, j, 0)
@@ -635,6 +725,8 @@ func (s *modelState) steps() (all []modelStep) {
 			add(min(n.writes, n.deletes), stepDelete, i, k, 0)
 		}
 		add(n.flushes, stepFlush, i, 0, 0)
+		add(n.reaps, stepReap, i, 0, 0)
+		add(min(n.wipes, n.faults), stepWipe, i, 0, 0)
 		add(n.expires, stepExpire, i, 0, 0)
 		add(min(n.backups, n.restores, n.faults), stepBackup, i, 0, 0)
 		add(min(n.restarts, n.faults), stepRestart, i, 0, 0)
@@ -658,6 +750,9 @@ func (s *modelState) check(i int) error {
 		return nil
 	}
 	known := r.d.known.all()
+	if s.left.reaping {
+		return s.checkReaped(i)
+	}
 	if !known.includes(r.told) {
 		return fmt.Errorf("%d stated %v as durable, and knows %v", i, r.told, known)
 	}
@@ -701,6 +796,9 @@ func (s *modelState) check(i int) error {
 // heal lets everything that is under way end, without faults, and returns what does not
 // hold then: all replicas have and know the same.
 func (s *modelState) heal(reverse bool) error {
+	if s.left.reaping {
+		return s.healReaped()
+	}
 	for round := 0; ; round++ {
 		if round > 12 {
 			return fmt.Errorf("no rest after %d rounds", round)
@@ -843,7 +941,10 @@ func (r *modelReplica) seal() {
 		h.bytes(id[:])
 		h = p.cursor.append(h)
 		h.bool(p.unsaved)
+		h.vector(p.knows)
 	}
+	h.vector(d.durable.vec)
+	h.num(r.seen, r.seenDurable)
 	r.sum = h.sum()
 	h.rows(r.disk.durable)
 	for _, w := range r.disk.since {
@@ -874,6 +975,10 @@ func (l *modelPull) seal() {
 	h.bool(u.blind.begin)
 	h.num(u.blind.above, l.told, l.ahead)
 	h.vector(l.peer)
+	h.vector(u.giver.known)
+	if l.reaped != nil {
+		h.vector(*l.reaped)
+	}
 	h.page(l.page)
 	h.page(l.behind)
 	if l.page != nil {
@@ -925,7 +1030,8 @@ func (s *modelState) hash() uint64 {
 		h.num(s.saved.sum, uint64(s.owner))
 	}
 	n := s.left
-	for _, left := range []uint8{n.writes, n.deletes, n.flushes, n.expires, n.restarts, n.closes, n.cuts, n.backups, n.restores, n.clones, n.breaks, n.losses, n.faults} {
+	h.bool(n.chain)
+	for _, left := range []uint8{n.writes, n.deletes, n.flushes, n.expires, n.restarts, n.closes, n.cuts, n.backups, n.restores, n.clones, n.breaks, n.losses, n.faults, n.reaps, n.forgets, n.wipes, n.links, n.rejoins, n.halves, n.alls} {
 		h.num(uint64(left))
 	}
 	for _, g := range s.ghost {
@@ -938,6 +1044,8 @@ func (s *modelState) hash() uint64 {
 // newModel returns the state that a check begins with.
 func newModel(c modelConfig) (*modelState, error) {
 	s := &modelState{left: &c}
+	reaping := c.reaping
+	c.reaping = false
 	for i := range modelReplicas {
 		for j := range modelReplicas {
 			s.pulls[i][j] = &modelPull{}
@@ -995,8 +1103,36 @@ func newModel(c modelConfig) (*modelState, error) {
 	if err := s.own(0).d.makeDurable(); err != nil {
 		return nil, err
 	}
+	if c.reaping = reaping; reaping {
+		if err := s.settle(); err != nil {
+			return nil, err
+		}
+	}
 	if c.saved {
 		s.saved = s.r[0]
 	}
+	left := c // what has happened does not count
+	c.writes, c.deletes, c.flushes, c.reaps, c.forgets, c.alls, c.faults, c.rejoins, c.halves, c.links = 99, 99, 99, 99, 99, 99, 99, 99, 99, 99
+	c.backups, c.restores, c.wipes = 99, 99, 99
+	for _, step := range c.begin {
+		if done, err := s.take(step); !done && step.kind != stepRead || err != nil {
+			return nil, fmt.Errorf("%v: done %v, %v", step, done, err)
+		}
+		s.mine = [modelReplicas]bool{} // a backup must not change
+	}
+	left.chain = c.chain
+	if left.sound = left.faults; c.faults < 99 {
+		left.sound = 255 // there were some
+	}
+	*s.left = left
 	return s, nil
+}
+
+// cloneOf returns a copy of a queue.
+func cloneOf[T any](q *deque[T]) deque[T] {
+	c := deque[T]{chunks: make([][]T, len(q.chunks)), start: q.start, n: q.n}
+	for i, chunk := range q.chunks {
+		c.chunks[i] = slices.Clone(chunk)
+	}
+	return c
 }

@@ -32,13 +32,20 @@ func TestModel(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
+	t.Parallel()
+	searchModels(t, modelConfigs, func(*modelConfig) {})
+}
+
+// searchModels searches each of some configurations, once it is changed.
+func searchModels(t *testing.T, configs []modelConfig, change func(*modelConfig)) {
 	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	patience := 0 * time.Second
-	if f := flag.Lookup("long"); f != nil && f.Value.String() == "true" {
+	if isLong() {
 		patience = 20 * time.Second
 	}
-	for _, c := range modelConfigs {
+	for _, c := range configs {
 		t.Run(c.name, func(t *testing.T) {
+			change(&c)
 			m := &modelSearch{visited: map[uint64]struct{}{}}
 			root, err := newModel(c)
 			require.NoError(t, err)
@@ -46,6 +53,13 @@ func TestModel(t *testing.T) {
 			m.run(t, c.depth, patience)
 		})
 	}
+}
+
+// isLong reports whether -long is given. The flag belongs to the tests outside of the
+// package.
+func isLong() bool {
+	f := flag.Lookup("long")
+	return f != nil && f.Value.String() == "true"
 }
 
 // modelConfigs are what is searched.

@@ -1,6 +1,7 @@
 package replicator
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"maps"
 	"math"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/syndtr/goleveldb/leveldb/opt"
@@ -22,6 +24,8 @@ const (
 	defaultMinInterval  = 100 * time.Millisecond
 	defaultMaxInterval  = 10 * time.Second
 	defaultTimeout      = 10 * time.Second
+	defaultMaxSkew      = time.Hour
+	minMaxSkew          = time.Minute
 
 	defaultBacklog = 8 << 20
 	durableEvery   = 5 * time.Minute
@@ -99,7 +103,7 @@ type Options struct {
 	// decision holds for a session: to revoke it, end the session with RemovePeer, or
 	// reopen.
 	//
-	// The default value is nil: everybody who can connect, may do everything.
+	// The default value is nil: whoever can connect may do everything.
 	Authorize func(PeerInfo) (Access, error)
 
 	// Insecure permits plain TCP beyond loopback addresses. Anybody who can reach the
@@ -114,19 +118,61 @@ type Options struct {
 	// The default value is empty.
 	Cluster string
 
+	// Clock is the kind of clock that stamps changes. All replicas of a cluster must use
+	// the same kind.
+	//
+	// With Lamport, of two changes of a key that were made without knowledge of each
+	// other, the one wins whose maker had made or seen more changes. The time of day plays
+	// no part, so clocks that are wrong do no harm.
+	//
+	// With Hybrid, the one wins that was made later by the wall clocks of their makers, as
+	// far as these agree; Stamp.Time tells when. A change made here is still above
+	// everything seen here, whatever the clocks say. A wall clock that jumps back does not
+	// take the clock back. Peers do not accept changes that are more than MaxSkew ahead of
+	// their wall clocks, so keep the clocks of the machines right, by NTP for instance.
+	//
+	// A database with a Lamport clock can be opened with Hybrid, and has a hybrid clock
+	// from then on: Open refuses to go back.
+	//
+	// The default value is Lamport.
+	Clock ClockKind
+
+	// MaxSkew is how far a hybrid clock of a peer may be ahead of the wall clock here. What
+	// is further ahead is refused, with the session that brought it, and told in Status.
+	// It must be at least a minute: after a power cut, a clock is up to 10 s ahead.
+	//
+	// The default value is 1 h.
+	MaxSkew time.Duration
+
 	// OnConflict is called for each pair of changes of one key that were made without
 	// knowledge of each other, of which one has replaced the other or has been ignored.
 	// It is called on every replica where the two meet, which for most pairs is one or
 	// two, by one goroutine, in the order in which they were merged, and with no lock
 	// held. Up to 1,000 conflicts wait for it; Status counts what is dropped beyond.
 	//
-	// A handler may read and write. One that writes must either be deterministic, so that
-	// all replicas write the same, or act only where Conflict.LostHere is true: otherwise
-	// what it writes on one replica is in conflict with what it writes on another. It
-	// must not call Close, which waits for it.
+	// A handler may read and write. One that writes must write the same on all replicas:
+	// otherwise what it writes on one is in conflict with what it writes on another. Also
+	// what is the same is told as a conflict: it must do nothing about the keys that it has
+	// written. One that acts only where Conflict.LostHere is true misses the pairs that
+	// meet where the winner was made. It must not call Close, which waits for it.
 	//
-	// The default value is nil: conflicts are only counted, in Status.
+	// The default value is nil: conflicts are only counted, in Status, but for those that
+	// a lookup would have to find; see ConflictStatus.
 	OnConflict func(Conflict)
+
+	// LocalPrefix is the prefix of keys that stay on this replica, such as a secondary index
+	// that the program makes of the other keys. They are written by Put, Delete and Write,
+	// also in one batch with others, within the same limits, and are read like any. They are
+	// neither sent nor adopted, and have no Version. Compare, Status().Fingerprint, Digest,
+	// Count, Recent and Changes leave them out, and a wait does not wait for them.
+	//
+	// It must be the same on all replicas: others refuse each other. The database keeps it
+	// for good: Open fails if the prefix differs from that of an earlier opening, or if a key
+	// under it is replicated already. It must not exceed 255 bytes, must not begin with
+	// the reserved prefix "\xffreplicator\xff", and must not be the beginning of it.
+	//
+	// The default value is empty: all keys are replicated.
+	LocalPrefix []byte
 
 	// Logger receives changes of state and warnings.
 	//
@@ -185,7 +231,7 @@ type Options struct {
 	// MaxLogRecords bounds the number of records in the change log. Records expire, the
 	// oldest first, once every peer that was seen within PeerAge has merged them, and in
 	// any case where there would be more. The newest 10,000 stay, or nine tenths of
-	// MaxLogRecords if that is less. It is looked about once a second what has expired,
+	// MaxLogRecords if that is less. Expired records are looked for about once a second,
 	// so a log that is written to may be longer for a moment.
 	//
 	// A peer that lacks records which have expired reads the index in key order, once,
@@ -207,10 +253,33 @@ type Options struct {
 	// met is waited for.
 	PeerAge time.Duration
 
+	// TombstoneAge is how long the record of a deleted key, a tombstone, is kept. After
+	// that it is removed, as soon as every peer that was seen within PeerAge has stated
+	// to hold the deletion durably, which replicas do every five minutes, this one as well,
+	// and not before at least one peer was met. It takes 20 bytes and the key. Ages are known to a sixteenth of it.
+	//
+	// A replica that was away for longer than TombstoneAge and PeerAge, or was restored
+	// from an older backup, can bring back what was deleted. So nothing is exchanged with
+	// one that has not seen all deletions which were forgotten here: it is stale, until it
+	// has caught up through others or Rejoin is called there. Set TombstoneAge to more
+	// than the longest time for which a replica may be away, on all replicas alike, and
+	// when all of them run a version that knows it. 30 days are a good choice.
+	//
+	// The default value is 0: tombstones are kept for ever.
+	TombstoneAge time.Duration
+
+	// AutoRejoin has this replica call Rejoin by itself wherever it is stale. That removes
+	// keys here which were deleted at the peer in the meantime.
+	//
+	// The default value is false. New replicas, and those with Recovered, rejoin by
+	// themselves in any case.
+	AutoRejoin bool
+
 	expireEvery  time.Duration // for tests: how often it is looked what has expired
 	newest       int           // for tests: how many of the newest records stay
 	durableEvery time.Duration // for tests: how often everything is made durable
 
+	wall        func() time.Time    // for tests: the wall clock that clocks follow
 	bootID      func() string       // for tests: the machine's boot id, "" if unknown
 	pageEntries int                 // for tests: maximum number of entries in a page
 	rescan      func() bool         // for tests: decides whether a long log scan becomes a scan in key order
@@ -258,11 +327,26 @@ func (o *Options) Validate() error {
 	if o.MaxHandshakes < 0 || o.MaxSessions < 0 || o.MaxSessionsPerAddr < 0 {
 		bad("a negative limit of handshakes or sessions")
 	}
+	if o.Clock != Lamport && o.Clock != Hybrid {
+		bad("Clock %d is neither Lamport nor Hybrid", int(o.Clock))
+	}
+	if o.MaxSkew < 0 || o.MaxSkew > 0 && o.MaxSkew < minMaxSkew {
+		bad("MaxSkew %v is below %v", o.MaxSkew, minMaxSkew)
+	}
 	if o.MaxLogAge < 0 {
 		bad("MaxLogAge is negative")
 	}
+	if o.TombstoneAge < 0 {
+		bad("TombstoneAge is negative")
+	}
 	if o.BacklogBytes < 0 {
 		bad("BacklogBytes is negative")
+	}
+	if len(o.LocalPrefix) > maxLocalPrefix {
+		bad("LocalPrefix is longer than %d bytes", maxLocalPrefix)
+	}
+	if prefix := string(o.LocalPrefix); prefix != "" && (strings.HasPrefix(reserved, prefix) || strings.HasPrefix(prefix, reserved)) {
+		bad("LocalPrefix %q has reserved keys under it, or is one", prefix)
 	}
 	if len(o.Name) > maxName {
 		bad("Name is longer than %d bytes", maxName)
@@ -335,8 +419,9 @@ func (o *Options) expiry() expirySettings {
 // store returns the settings of the store.
 func (o *Options) store() storeSettings {
 	return storeSettings{
-		expiry: o.expiry(),
-		logger: o.Logger, maxValue: o.MaxValueSize, skipAdoption: o.SkipAdoption, recovered: o.Recovered, onConflict: o.OnConflict,
+		expiry: o.expiry(), tombstoneAge: o.TombstoneAge,
+		clock:  clockRules{kind: o.Clock, maxSkew: o.MaxSkew, wall: o.wall},
+		logger: o.Logger, maxValue: o.MaxValueSize, localPrefix: o.LocalPrefix, skipAdoption: o.SkipAdoption, recovered: o.Recovered, onConflict: o.OnConflict,
 		backlog: o.BacklogBytes, durableEvery: o.durableEvery, bootID: o.bootID(), pageEntries: o.pageEntries, rescan: o.rescan, engine: o.engine,
 	}
 }
@@ -344,9 +429,10 @@ func (o *Options) store() storeSettings {
 // sync returns the settings of the syncer, without the listener.
 func (o *Options) sync() syncSettings {
 	settings := syncSettings{
-		logger: o.Logger, name: o.Name, cluster: o.Cluster, dial: o.Dial, authorize: o.Authorize,
+		logger: o.Logger, name: o.Name, cluster: o.Cluster, localPrefix: o.LocalPrefix, dial: o.Dial, authorize: o.Authorize,
 		minInterval: o.MinInterval, maxInterval: o.MaxInterval, timeout: o.Timeout, maxValue: o.MaxValueSize,
 		maxHandshakes: o.MaxHandshakes, maxSessions: o.MaxSessions, maxSessionsPerAddr: o.MaxSessionsPerAddr,
+		autoRejoin: o.AutoRejoin,
 	}
 	if settings.dial == nil {
 		settings.dial = dialTCP
@@ -374,6 +460,7 @@ func (o *Options) withDefaults() Options {
 		c = *o
 	}
 	c.Peers = maps.Clone(c.Peers)
+	c.LocalPrefix = bytes.Clone(c.LocalPrefix)
 	setDefault(&c.MinInterval, defaultMinInterval)
 	setDefault(&c.MaxInterval, max(defaultMaxInterval, c.MinInterval))
 	setDefault(&c.Timeout, defaultTimeout)
@@ -384,6 +471,7 @@ func (o *Options) withDefaults() Options {
 	setDefault(&c.BacklogBytes, defaultBacklog)
 	setDefault(&c.MaxLogRecords, defaultMaxLogRecords)
 	setDefault(&c.PeerAge, defaultPeerAge)
+	setDefault(&c.MaxSkew, defaultMaxSkew)
 	setDefault(&c.expireEvery, expireEvery)
 	setDefault(&c.newest, newestRecords)
 	setDefault(&c.durableEvery, durableEvery)

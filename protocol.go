@@ -33,6 +33,7 @@ const (
 	frameReply     = 16 // answers a question
 	frameOffer     = 17 // keys of which the sender has what the receiver lacks
 	frameTaken     = 18 // answers an offer
+	frameReaped    = 19 // what the sender has reaped; for who said in the hello that it takes that
 )
 
 const (
@@ -55,11 +56,15 @@ type hello struct {
 	nonce                  uint64 // names the sender's process
 	maxKey, maxValue       uint64
 	name                   string // for people; may be empty
-	localPrefix            []byte // of keys that are not replicated; kept for later
+	localPrefix            []byte // of keys that are not replicated; may be empty
 	probe                  bool   // the sender wants to know who is there, and no session
+	reaps                  bool   // the sender states what it has reaped, and takes the same
 }
 
-const helloProbe = 1
+const (
+	helloProbe = 1
+	helloReaps = 2
+)
 
 func (h *hello) append(dst []byte) []byte {
 	dst = append(dst, protocolMagic...)
@@ -68,6 +73,9 @@ func (h *hello) append(dst []byte) []byte {
 	var flags byte
 	if h.probe {
 		flags |= helloProbe
+	}
+	if h.reaps {
+		flags |= helloReaps
 	}
 	dst = append(dst, flags, h.clockKind)
 	dst = appendBytes(dst, h.cluster)
@@ -92,14 +100,15 @@ func parseHello(b []byte) (h hello, err error) {
 		return h, fmt.Errorf("%w: the peer speaks protocol versions %d to %d, this side %d to %d",
 			ErrRefused, h.minVersion, h.maxVersion, minProtocol, maxProtocol)
 	}
-	h.probe = r.byte()&helloProbe != 0
+	flags := r.byte()
+	h.probe, h.reaps = flags&helloProbe != 0, flags&helloReaps != 0
 	h.clockKind = r.byte()
 	h.cluster = string(r.bytes(maxClusterName))
 	copy(h.id[:], r.take(uint64(len(h.id))))
 	h.epoch, h.nonce = Origin(r.uint64()), r.uint64()
 	h.maxKey, h.maxValue = r.uvarint(), r.uvarint()
 	h.name = printable(string(r.bytes(maxName)))
-	h.localPrefix = bytes.Clone(r.bytes(maxName))
+	h.localPrefix = bytes.Clone(r.bytes(maxLocalPrefix))
 	if r.err != nil {
 		return h, fmt.Errorf("%w: hello: %w", ErrProtocol, r.err)
 	}
@@ -310,6 +319,42 @@ func parseAdoptions(b []byte) (adoptions, error) {
 		return nil, wrapProtocol("adoptions", err)
 	}
 	return a, nil
+}
+
+const (
+	reapedMore    = 1 // the statement goes on with the next frame
+	reapedRejoins = 2 // the sender rejoins by itself where it is stale
+
+	reapedFlags = reapedMore | reapedRejoins
+)
+
+// reapedFrames returns the payloads of as many frames as it takes to state what the
+// sender has reaped, at least one.
+func reapedFrames(stamps []Stamp, rejoins bool, epoch Origin) (payloads [][]byte) {
+	for first := true; first || len(stamps) > 0; first = false {
+		n := min(len(stamps), maxVectorChunk)
+		var flags byte
+		if n < len(stamps) {
+			flags |= reapedMore
+		}
+		if rejoins {
+			flags |= reapedRejoins
+		}
+		payloads = append(payloads, appendStamps([]byte{flags}, stamps[:n], epoch))
+		stamps = stamps[n:]
+	}
+	return payloads
+}
+
+func parseReaped(b []byte, epoch Origin) (stamps []Stamp, more, rejoins bool, err error) {
+	r := decoder{rest: b}
+	flags := r.byte()
+	r.knownFlags(uint64(flags), reapedFlags)
+	if n, _ := binary.Uvarint(r.rest); n > maxVectorChunk {
+		r.fail(fmt.Errorf("%d origins in one frame, the limit is %d", n, maxVectorChunk))
+	}
+	stamps = r.stamps(epoch)
+	return stamps, flags&reapedMore != 0, flags&reapedRejoins != 0, wrapProtocol("reaped", r.finish())
 }
 
 // ack states up to where the receiver's log is durable at the sender, and how far its

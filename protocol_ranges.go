@@ -119,6 +119,7 @@ const (
 	replyAdopting = 4
 	replyPart     = 8
 	replyUnsure   = 16
+	replyReaped   = 32
 )
 
 // appendHeader adds the reply up to its entries; the epochs are the sender's and the
@@ -140,6 +141,9 @@ func (r *reply) appendHeader(dst []byte, entries int, epoch, receiver Origin) []
 	if len(r.heard) > 0 {
 		flags |= replyUnsure
 	}
+	if len(r.reaped) > 0 {
+		flags |= replyReaped
+	}
 	dst = append(dst, flags)
 	if r.first {
 		dst = appendPlace(appendPlace(dst, r.to, epoch), r.merged, receiver)
@@ -147,6 +151,9 @@ func (r *reply) appendHeader(dst []byte, entries int, epoch, receiver Origin) []
 	}
 	if len(r.heard) > 0 {
 		dst = appendStamps(dst, r.heard, epoch)
+	}
+	if len(r.reaped) > 0 {
+		dst = appendStamps(dst, r.reaped, epoch)
 	}
 	dst = binary.AppendUvarint(dst, uint64(len(r.findings)))
 	for _, f := range r.findings {
@@ -175,7 +182,7 @@ func parseReply(b []byte, maxValue int, epoch, receiver Origin) (p reply, err er
 }
 
 func (r *decoder) reply(p *reply, flags byte, maxValue int, epoch, receiver Origin) {
-	r.knownFlags(uint64(flags), replyFirst|replyPart|replyUnsure)
+	r.knownFlags(uint64(flags), replyFirst|replyPart|replyUnsure|replyReaped)
 	p.first, p.part = flags&replyFirst != 0, flags&replyPart != 0
 	if p.first {
 		p.to, p.merged, p.vector = r.place(epoch), r.place(receiver), r.stamps(epoch)
@@ -186,6 +193,11 @@ func (r *decoder) reply(p *reply, flags byte, maxValue int, epoch, receiver Orig
 	if flags&replyUnsure != 0 {
 		if p.heard = r.stamps(epoch); r.err == nil && (len(p.heard) == 0 || !p.first) {
 			r.fail(fmt.Errorf("flags %x, %d stamps were heard", flags, len(p.heard)))
+		}
+	}
+	if flags&replyReaped != 0 {
+		if p.reaped = r.stamps(epoch); r.err == nil && (len(p.reaped) == 0 || !p.first) {
+			r.fail(fmt.Errorf("flags %x, %d stamps were reaped", flags, len(p.reaped)))
 		}
 	}
 	n := r.uvarint()

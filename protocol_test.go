@@ -100,14 +100,17 @@ func wireMessages() (all []wireMessage) {
 	there := func(seq uint64) position { return position{wireOtherEpoch, seq} } // in that of who receives
 
 	hi := &hello{
-		minVersion: 2, maxVersion: 2, clockKind: clockLamport, cluster: "prod",
+		minVersion: 2, maxVersion: 2, clockKind: Lamport.row(), cluster: "prod",
 		id:    DatabaseID{0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff},
 		epoch: wireEpoch, nonce: 0x0102030405060708, maxKey: MaxKeySize, maxValue: defaultMaxValueSize,
 		localPrefix: []byte{},
 	}
 	probe := *hi
 	probe.cluster, probe.name, probe.probe, probe.localPrefix = "", "cellar", true, []byte("local/")
+	reaping := *hi
+	reaping.reaps = true
 	add("hello", frameHello, hi, hi.append(nil))
+	add("hello of one that states what it reaps", frameHello, &reaping, reaping.append(nil))
 	add("hello that probes", frameHello, &probe, probe.append(nil))
 	add("accept", frameAccept, uint64(128), appendAccept(nil, 128))
 	for code, cause := range map[byeCode]struct {
@@ -123,6 +126,9 @@ func wireMessages() (all []wireMessage) {
 
 	known := []Stamp{{300, wireThirdEpoch}, {7, wireEpoch}}
 	add("vector", frameVector, known, vectorFrames(known, wireEpoch)[0])
+	add("reaped", frameReaped, &reapedMessage{known, false, true}, reapedFrames(known, true, wireEpoch)[0])
+	add("reaped, more to come", frameReaped, &reapedMessage{known, true, false}, appendStamps([]byte{reapedMore}, known, wireEpoch))
+	add("reaped, nothing", frameReaped, &reapedMessage{}, reapedFrames(nil, false, wireEpoch)[0])
 	taken := adoptions{0x0123456789abcdef: Stamp{}, 0xfedcba9876543211: Stamp{300, wireThirdEpoch}}
 	add("adoptions", frameAdoptions, taken, adoptionsFrames(taken)[0])
 	acked := &ack{there(300), known}
@@ -181,9 +187,10 @@ func wireMessages() (all []wireMessage) {
 	for name, r := range map[string]*reply{
 		"reply, first": {first: true, to: at(9), merged: there(5), vector: known, heard: known[1:],
 			findings: []finding{findingSame, findingRecords, findingDiffers}, entries: told},
-		"reply in part":   {part: true, key: []byte("b"), findings: []finding{findingDiffers, findingRecords}, entries: told[:2]},
-		"reply, over":     {obstacle: obstacleOver},
-		"reply, adopting": {obstacle: obstacleAdopting},
+		"reply, first, of one that reaps": {first: true, to: at(9), vector: known, reaped: known[:1], findings: []finding{findingSame}},
+		"reply in part":                   {part: true, key: []byte("b"), findings: []finding{findingDiffers, findingRecords}, entries: told[:2]},
+		"reply, over":                     {obstacle: obstacleOver},
+		"reply, adopting":                 {obstacle: obstacleAdopting},
 	} {
 		if r.entries == nil && r.obstacle == obstacleNone {
 			r.entries = []entry{}
@@ -201,6 +208,23 @@ func wireMessages() (all []wireMessage) {
 	add("ping", framePing, uint64(3), []byte{3})
 	add("pong", framePong, &pong{3, 300}, (&pong{3, 300}).append(nil))
 	return all
+}
+
+// reapedMessage is what a reaped frame says.
+type reapedMessage struct {
+	stamps        []Stamp
+	more, rejoins bool
+}
+
+func (m *reapedMessage) encode() []byte {
+	var flags byte
+	if m.more {
+		flags |= reapedMore
+	}
+	if m.rejoins {
+		flags |= reapedRejoins
+	}
+	return appendStamps([]byte{flags}, m.stamps, wireEpoch)
 }
 
 // parseMessage parses the payload of any type, and encodes it again.
@@ -227,6 +251,11 @@ func parseMessage(kind byte, b []byte, maxValue int) (value any, again []byte, e
 	case frameVector:
 		known, err := parseVector(b, wireEpoch)
 		return known, appendStamps(nil, known, wireEpoch), err
+	case frameReaped:
+		var m reapedMessage
+		var err error
+		m.stamps, m.more, m.rejoins, err = parseReaped(b, wireEpoch)
+		return &m, m.encode(), err
 	case frameAdoptions:
 		a, err := parseAdoptions(b)
 		if payloads := adoptionsFrames(a); err == nil && len(payloads) > 0 {
@@ -296,7 +325,7 @@ func receiveFrom(sent []byte, limit func(kind byte) int) (kind byte, payload []b
 
 // inSession is what a session accepts whose values have at most 1 MiB.
 func inSession(kind byte) int {
-	return (&session{y: &syncer{settings: syncSettings{maxValue: 1 << 20}}}).frameLimit(kind)
+	return (&session{y: &syncer{settings: syncSettings{maxValue: 1 << 20}}, hello: hello{reaps: true}}).frameLimit(kind)
 }
 
 func anyFrame(byte) int { return 1 << 20 }
@@ -319,7 +348,7 @@ func TestFramesByteForByte(t *testing.T) {
 			require.Equal(t, payload, again)
 		})
 	}
-	require.Len(t, kinds, frameTaken)
+	require.Len(t, kinds, frameReaped)
 }
 
 // TestProtocolExamples: the frames that docs/PROTOCOL.md takes apart are among the golden
@@ -360,6 +389,7 @@ func TestFramesCutShort(t *testing.T) {
 // TestFramesAltered changes each bit of each frame: a checksum finds all that the
 // length and the type let through.
 func TestFramesAltered(t *testing.T) {
+	t.Parallel()
 	for _, m := range wireMessages() {
 		sent := overPipe(func(c *conn) { c.send(m.kind, m.parts...) })
 		for i := range 8 * len(sent) {
@@ -391,7 +421,8 @@ func TestFramesMalformed(t *testing.T) {
 		"page a byte over":         {frame(5<<20+1, framePage), "has length 5242881"},
 		"values a byte over":       {frame(5<<20+1, frameValues), "has length 5242881"},
 		"unknown type 0":           {frame(2, 0), "unknown type 0"},
-		"unknown type 19":          {frame(2, 19), "unknown type 19"},
+		"reaped a byte over":       {frame(128<<10+1, frameReaped), "has length 131073"},
+		"unknown type 20":          {frame(2, 20), "unknown type 20"},
 		"question a byte over":     {frame(1<<20+1, frameQuestion), "has length 1048577"},
 		"reply a byte over":        {frame(5<<20+1, frameReply), "has length 5242881"},
 		"offer a byte over":        {frame(1<<20+1, frameOffer), "has length 1048577"},
@@ -524,6 +555,11 @@ func malformedMessages() map[string]malformedMessage {
 		"vector: 4097 origins":               {frameVector, vectorOf(many...), "the limit is 4096"},
 		"vector: origin of an adopted value": {frameVector, vectorOf(Stamp{0, 0x11a363b87dbe477b}), "the vector has origin"},
 		"vector: trailing byte":              {frameVector, append(vectorOf(Stamp{1, wireEpoch}), 0), "1 bytes left over"},
+		"reaped: nothing":                    {frameReaped, nil, "truncated"},
+		"reaped: unknown flag":               {frameReaped, []byte{4, 0}, "unknown flags 4"},
+		"reaped: 4097 origins":               {frameReaped, append([]byte{0}, vectorOf(many...)...), "the limit is 4096"},
+		"reaped: origin of an adopted value": {frameReaped, append([]byte{0}, vectorOf(Stamp{0, 0x11a363b87dbe477b})...), "the vector has origin"},
+		"reaped: trailing byte":              {frameReaped, []byte{0, 0, 0}, "1 bytes left over"},
 		"adoptions: id 0":                    {frameAdoptions, adoptionsOf(0, Stamp{}), "adoption 0 has the mark"},
 		"adoptions: mark of no opening":      {frameAdoptions, adoptionsOf(1, Stamp{5, 1}), "adoption 1 has the mark"},
 		"adoptions: 4097 of them":            {frameAdoptions, uvarint(nil, maxAdoptionsChunk+1), "the limit is 4096"},
@@ -594,6 +630,8 @@ func malformedMessages() map[string]malformedMessage {
 		"question: trailing byte":            {frameQuestion, append(questionOf(span("a", "b")), 0), "1 bytes left over"},
 		"reply: no findings":                 {frameReply, replyOf(reply{}), "0 findings"},
 		"reply: 257 findings":                {frameReply, replyOf(reply{findings: make([]finding, 257)}), "257 findings, the limit is 256"},
+		"reply: reaped in mid comparison":    {frameReply, replyOf(reply{findings: []finding{0}, reaped: []Stamp{{1, wireEpoch}}}), "1 stamps were reaped"},
+		"reply: nothing reaped":              {frameReply, []byte{replyReaped, 0, 1, 0, 0}, "0 stamps were reaped"},
 		"reply: unknown finding":             {frameReply, replyOf(reply{findings: []finding{3}}), "finding 3"},
 		"reply: over, and first":             {frameReply, []byte{replyOver | replyFirst}, "flags 3"},
 		"reply: over, and adopting":          {frameReply, []byte{replyOver | replyAdopting}, "flags 6"},

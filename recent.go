@@ -1,39 +1,21 @@
 package replicator
 
-import (
-	"bytes"
-	"context"
-)
+import "context"
 
 // This file owns what a program can ask of the latest changes, and of how much there is.
-
-// Change is one change of a key.
-type Change struct {
-	Key   []byte
-	Value []byte // nil for a deletion, and for a value of more than 64 KiB
-	Version
-	Local bool // made here since Open, not merged
-}
 
 // Recent returns the latest changes that were committed here, made here or merged, at most
 // n, in the order of their commits. They are those in memory, which is bounded by
 // Options.BacklogBytes: none from before Open, and none of an empty replica's first sync.
-// Nothing is read from disk. The caller owns the returned slices. After Close, Recent
-// returns nil.
+// Nothing is read from disk, so values of more than 64 KiB and those of adopted keys are
+// nil. The caller owns the returned slices. After Close, Recent returns nil. Changes goes on
+// from the Cursor of a change.
 func (r *Replicator) Recent(n int) []Change {
 	if !r.gate.enter() {
 		return nil
 	}
 	defer r.gate.leave()
-	var all []Change
-	r.store.known.latest(n, func(b *backRecord) {
-		c := Change{Key: bytes.Clone(b.key), Version: b.Version, Local: b.own}
-		if b.present {
-			c.Value = append([]byte{}, b.value...)
-		}
-		all = append(all, c)
-	})
-	return all
+	return r.store.recent(n)
 }
 
 // Count reads the index, without the values. Keys that are not adopted yet are left out.

@@ -85,7 +85,8 @@ func open(db *leveldb.DB, o *Options) (*Replicator, error) {
 // OpenFile opens or creates the database at path, and wraps it. Replicator.Close closes
 // the database, too. ldb may be nil. OpenFile always sets DisableLargeBatchTransaction,
 // because goleveldb can hang after a failed write without it. It returns the errors of
-// Open and of goleveldb's OpenFile.
+// Open and of goleveldb's OpenFile: EAGAIN ("resource temporarily unavailable") on Unix if
+// another process has the database open.
 func OpenFile(path string, ldb *opt.Options, o *Options) (*Replicator, error) {
 	err := o.Validate()
 	var db *leveldb.DB
@@ -166,7 +167,9 @@ func (r *Replicator) Delete(key []byte, wo *opt.WriteOptions) error {
 func (r *Replicator) writeOne(key, value []byte, deleted bool, wo *opt.WriteOptions) error {
 	p := r.store.commits.newProposal()
 	p.key, p.value, p.deleted = key, value, deleted
-	p.ops, p.keys, p.values = 1, len(key), len(value)
+	if p.keys, p.values = len(key), len(value); !r.store.settings.isLocal(key) {
+		p.ops = 1
+	}
 	p.sync, p.alone = wo.GetSync(), wo.GetNoWriteMerge()
 	_, err := r.propose(p)
 	return err
@@ -174,7 +177,8 @@ func (r *Replicator) writeOne(key, value []byte, deleted bool, wo *opt.WriteOpti
 
 // Write applies a batch atomically, in one leveldb batch with its change-log records. If
 // the batch has several operations on one key, the last one counts. A nil or empty batch
-// has no effect. Write fails with the errors of Put.
+// has no effect. Write fails with the errors of Put. Keys under Options.LocalPrefix may be
+// among the others.
 //
 // The batch is atomic on this replica only. It may arrive at peers in parts.
 func (r *Replicator) Write(b *leveldb.Batch, wo *opt.WriteOptions) error {
@@ -198,7 +202,7 @@ func (r *Replicator) commit(b *leveldb.Batch, wo *opt.WriteOptions) (Stamp, erro
 		return Stamp{}, check.err
 	}
 	p := r.store.commits.newProposal()
-	p.batch, p.ops, p.keys, p.values = b, b.Len(), check.keys, check.values
+	p.batch, p.ops, p.keys, p.values = b, check.ops, check.keys, check.values
 	p.sync, p.alone = wo.GetSync(), wo.GetNoWriteMerge()
 	return r.propose(p)
 }
@@ -214,6 +218,7 @@ func (r *Replicator) propose(p *proposal) (first Stamp, err error) {
 // batchCheck finds the first operation of a batch that must be refused.
 type batchCheck struct {
 	r            *Replicator
+	ops          int // on keys that are replicated
 	keys, values int // bytes
 	err          error
 }
@@ -221,6 +226,9 @@ type batchCheck struct {
 func (c *batchCheck) Put(key, value []byte) {
 	c.keys += len(key)
 	c.values += len(value)
+	if !c.r.store.settings.isLocal(key) {
+		c.ops++
+	}
 	if c.err == nil {
 		c.err = c.r.checkWrite(key, value)
 	}
@@ -307,13 +315,15 @@ func (r *Replicator) GetSnapshot() (*Snapshot, error) {
 
 // Version returns the stamp of a key's latest change, and whether that change deleted
 // the key. It returns leveldb.ErrNotFound for a key that was neither written through a
-// Replicator nor adopted yet.
-func (r *Replicator) Version(key []byte) (Version, error) {
+// Replicator nor adopted yet, and for one under Options.LocalPrefix.
+func (r *Replicator) Version(key []byte) (Version, error) { return r.version(r.store, key) }
+
+func (r *Replicator) version(db reader, key []byte) (Version, error) {
 	if !r.gate.enter() {
 		return Version{}, ErrClosed
 	}
 	defer r.gate.leave()
-	record, err := lookup(r.store, key)
+	record, err := lookup(db, key)
 	return record.Version, err
 }
 
@@ -335,7 +345,7 @@ func (r *Replicator) Addr() net.Addr { return r.addr }
 // AddPeer adds a peer to dial, or replaces the metadata of a peer. It returns before the
 // peer is reached; see Status and SyncNow. It fails if the address is empty, and with
 // ErrClosed. Without Options.Dial, it also fails if the address is malformed or, without
-// Options.Insecure, not a loopback address.
+// ClusterKeys, TLS and Insecure, not a loopback address.
 func (r *Replicator) AddPeer(addr string, meta Meta) error {
 	if err := r.options.checkPeer(addr); err != nil {
 		return fmt.Errorf("replicator: add peer: %w", err)
@@ -386,7 +396,8 @@ func (r *Replicator) Readmit(id DatabaseID) error {
 // SyncNow returns once everything in reachable peers' logs at the time of the call
 // has been merged here. It also waits for peers that dialled in. It dials a configured
 // address if there is no session with a peer there, or if the peer dialled the session:
-// another peer may be at the address by now. It returns a *PeerError, joined, for each
+// another peer may be at the address by now. A session that this side dialled, or is about
+// to, stands for its address as long as it lasts. It returns a *PeerError, joined, for each
 // peer that could not be reached or did not finish before ctx was done; ErrFailed after a
 // failed write; or ErrClosed.
 func (r *Replicator) SyncNow(ctx context.Context) error { return r.syncer.syncNow(ctx) }
@@ -433,6 +444,58 @@ func (r *Replicator) compare(ctx context.Context, peer string, repair bool) (Dif
 	ctx, cancel := r.gate.within(ctx)
 	defer cancel()
 	return r.syncer.compareWith(ctx, peer, repair)
+}
+
+// Verify reads data, index and log of this replica side by side, as of one moment, and
+// reports where they disagree. It finds keys that were written or deleted around the
+// Replicator, and what files have lost, but not that the value of a known key was replaced.
+// o may be nil. It may run while the database is used; what is written meanwhile is no
+// disagreement. It needs a few MiB of memory; leveldb keeps what is replaced meanwhile until
+// Verify is done.
+//
+// With VerifyOptions.Repair it also puts right what can be put right safely. Every key is
+// looked at again before it is changed.
+//
+// Verify looks at this replica alone; see Compare, Digest. It returns the error of ctx,
+// ErrFailed, ErrClosed, or that of a failed read.
+func (r *Replicator) Verify(ctx context.Context, o *VerifyOptions) (Report, error) {
+	if !r.gate.enter() {
+		return Report{}, ErrClosed
+	}
+	defer r.gate.leave()
+	ctx, cancel := r.gate.within(ctx)
+	defer cancel()
+	report, err := r.syncer.verify(ctx, o)
+	if err != nil {
+		err = fmt.Errorf("replicator: verify: %w", err)
+	}
+	return report, err
+}
+
+// Rejoin has this replica, which is stale, become one that has seen all deletions of a
+// peer: those that the peer has forgotten, too. peer is a configured address, or the id or
+// the name of a connected peer, in the form that Status shows. o may be nil. See
+// Options.TombstoneAge, and PeerStatus.Stale, which tells where to call it.
+//
+// Rejoin compares the two replicas as Compare does. Where both have a key, the later
+// version wins. What only the peer has is merged, unless it was deleted here. What only
+// this replica has is dropped if the peer has seen it, for then it was deleted there;
+// otherwise it is kept, and replicated. A kept change that is not clearly later than the
+// forgotten deletions is put again, as a new change of this replica. Nothing is changed at
+// the peer. While it runs, nothing is merged from other peers, and keys that are to be
+// dropped are held in memory.
+//
+// A rejoin that is cut off has merged some changes and dropped nothing; call it again. If
+// this replica is not stale, Rejoin does nothing. If the peer is, it returns ErrStale: call
+// Rejoin there. It returns the error of ctx, ErrClosed, ErrUnknownPeer, or a *PeerError.
+func (r *Replicator) Rejoin(ctx context.Context, peer string, o *RejoinOptions) (Rejoined, error) {
+	if !r.gate.enter() {
+		return Rejoined{}, ErrClosed
+	}
+	defer r.gate.leave()
+	ctx, cancel := r.gate.within(ctx)
+	defer cancel()
+	return r.syncer.rejoinWith(ctx, peer, o)
 }
 
 // Close ends all sessions, waits for all background work, makes all writes durable, and

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -144,6 +145,20 @@ func causeOf(err error) string {
 	return b.String()
 }
 
+// kindOf returns a text that all refusals for one cause have in common: that of the error,
+// less numbers, what is quoted, and the words of others, which a stranger may choose.
+func kindOf(err error) string {
+	text := err.Error()
+	if e, several := err.(interface{ Unwrap() []error }); several {
+		for _, inner := range e.Unwrap()[1:] {
+			text = strings.Replace(text, inner.Error(), "", 1)
+		}
+	}
+	return details.ReplaceAllString(text, "")
+}
+
+var details = regexp.MustCompile(`"(\\.|[^"\\])*"|[0-9a-f]*[0-9][0-9a-f]*`)
+
 // refusals logs refused inbound connections, at most one message for each cause and
 // host in refusalEvery.
 type refusals struct {
@@ -177,7 +192,7 @@ func (r *refusals) note(addr net.Addr, err error) {
 		r.logger.Debug("replicator: inbound connection ended", "from", addr, "error", err)
 		return
 	}
-	key, now := hostOf(addr)+" "+causeOf(err), time.Now()
+	key, now := hostOf(addr)+" "+kindOf(err), time.Now()
 	r.mu.Lock()
 	last, known := r.last[key]
 	last.host, last.text, last.count, last.last = hostOf(addr), err.Error(), last.count+1, now

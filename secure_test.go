@@ -93,6 +93,7 @@ func (c *recordedConn) Write(b []byte) (int, error) {
 
 // TestSecureSlowLinks: TLS does not end a session over a link that is slow, but alive.
 func TestSecureSlowLinks(t *testing.T) {
+	t.Parallel()
 	inCluster(t, 2, func(t *testing.T, c *cluster) {
 		c.link(0, 1)
 		c.keyed().open()

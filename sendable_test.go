@@ -59,7 +59,7 @@ func TestSendableLimits(t *testing.T) {
 
 		// Each kind, over a full pull and over the log.
 		ways := []string{"log", "full"}
-		for i, way := range ways[:budget(1, 2, 2)] {
+		for i, way := range ways[:budget(1, 1, 2)] {
 			first := byte('a' + i)
 			if way == "log" {
 				require.NoError(t, a.r.Put(key(first, replicator.MaxKeySize), value(first, maxValue), nil))

@@ -33,7 +33,7 @@ func TestRescan(t *testing.T) {
 		"far apart in a larger index": {400, 60 << 10, apart, 10_500, "log"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if testing.Short() && (c.size > 1<<10 || c.keys < 3000) {
+			if !*long && c.size > 1<<10 || testing.Short() && (c.keys < 3000 || c.records < 10_000) {
 				t.Skip("it writes megabytes of keys")
 			}
 			inPair(t, 1, func(t *testing.T, cl *cluster, source, n *node) {

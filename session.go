@@ -40,6 +40,7 @@ const (
 	StatePullingLog    State = "pulling the log" // reading what is new
 	StateInSync        State = "in sync"         // all that the peer has told of is merged here
 	StateReadOnly      State = "read-only"       // the peer may only pull, see Options.Authorize
+	StateStale         State = "stale"           // nothing is exchanged, see PeerStatus.Stale
 	StateIncomplete    State = "incomplete"      // the peer can't read all of its own database; what it can read is merged here
 )
 
@@ -108,6 +109,18 @@ type session struct {
 	look    chan struct{} // wakes serve, too
 	beats   chan struct{} // wakes beat
 
+	begun    chan struct{}          // closed when the peer has stated what it has reaped
+	reaped   atomic.Pointer[vector] // what the peer has reaped; each is replaced, not changed. nil: nothing
+	rejoins  atomic.Bool            // the peer rejoins by itself where it is stale
+	standing chan struct{}          // to pull: the two may fit by now
+	calls    chan *rejoinCall       // to pull, while they do not
+	reaps    struct {               // of open, then of serve
+		told   vector // what the peer was told to be reaped
+		number uint64 // by the number of the own reap vector
+		any    bool   // it was told
+		fits   fitting
+	}
+
 	fetching turn                        // held while values are fetched
 	asking   turn                        // held while the peer is compared to; guards what follows
 	owed     struct{ reply, taken bool } // what the peer has to answer yet
@@ -136,9 +149,10 @@ type session struct {
 	granted    *Access   // what this replica may do at the peer; nil: it has yet to say
 	acks       uint64    // number of acks received
 	state      State
-	caughtUp   bool // in this session, once
-	incomplete bool // the peer could not read something
-	leftOut    bool // this side could not read something that the peer asked for
+	caughtUp   bool  // in this session, once
+	incomplete bool  // the peer could not read something
+	leftOut    bool  // this side could not read something that the peer asked for
+	parked     error // why nothing is exchanged; nil: it is
 	lastGood   time.Time
 	pingedAt   time.Time     // when a ping was sent that is yet to be answered; zero: none is
 	roundTrip  time.Duration // of the last ping; 0: unknown
@@ -167,6 +181,9 @@ func newSession(ctx context.Context, y *syncer, c *conn, g *greeting, record *pe
 		replies:   make(chan []byte, 1),
 		takens:    make(chan uint64, 1),
 		back:      make(chan struct{}, 1),
+		begun:     make(chan struct{}),
+		standing:  make(chan struct{}, 1),
+		calls:     make(chan *rejoinCall),
 		beats:     make(chan struct{}, 1),
 		look:      make(chan struct{}, 1),
 		changed:   make(chan struct{}),
@@ -222,7 +239,10 @@ func (s *session) open() error {
 	if err := s.send(frameTerms, []byte{byte(s.access)}); err != nil {
 		return err
 	}
-	return s.tellWholeVector()
+	if err := s.tellWholeVector(); err != nil {
+		return err
+	}
+	return s.tellReaped()
 }
 
 // decides is greeting.decides.
@@ -290,6 +310,10 @@ func (s *session) frameLimit(kind byte) int {
 		return maxSmallFrame
 	case frameVector, frameAdoptions:
 		return maxVectorFrame
+	case frameReaped:
+		if s.hello.reaps {
+			return maxVectorFrame
+		}
 	case framePull, frameFetch, frameQuestion, frameOffer:
 		return maxRequestFrame
 	case framePage, frameValues, frameAck, frameReply:
@@ -346,6 +370,12 @@ func (s *session) handle(kind byte, payload []byte) error {
 		known, err := parseVector(payload, s.hello.epoch)
 		if err == nil {
 			err = s.hears(known)
+		}
+		return err
+	case frameReaped:
+		stamps, more, rejoins, err := parseReaped(payload, s.hello.epoch)
+		if err == nil {
+			err = s.hearsReaped(stamps, more, rejoins)
 		}
 		return err
 	case frameAdoptions:
@@ -423,7 +453,6 @@ func (s *session) handle(kind byte, payload []byte) error {
 		if !sent {
 			return fmt.Errorf("%w: pong: the token %d was not sent", ErrProtocol, p.token)
 		}
-		inSync := false
 		s.note(func() {
 			s.answers, s.answered, s.peerHead = true, p.token, p.head
 			s.lastGood = time.Now()
@@ -431,11 +460,10 @@ func (s *session) handle(kind byte, payload []byte) error {
 				s.roundTrip, s.pingedAt = max(s.lastGood.Sub(s.pingedAt), 1), time.Time{}
 			}
 			s.lag.heard(p.head, s.merged, s.lastGood)
-			inSync = s.state == StateInSync && s.merged >= p.head
+			if s.state == StateInSync && s.merged >= p.head {
+				s.record.foundInSync(s.lastGood) // before SyncNow is told
+			}
 		})
-		if inSync {
-			s.record.foundInSync(time.Now())
-		}
 		s.record.isSeen()
 	}
 	return nil
@@ -445,7 +473,7 @@ func (s *session) handle(kind byte, payload []byte) error {
 // more of this replica's current epoch than there is, this process goes on from
 // an image of itself.
 func (s *session) hears(known []Stamp) error {
-	if err := checkClocks("vector", known); err != nil {
+	if err := s.checkClocks("vector", known); err != nil {
 		return err
 	}
 	for _, k := range known {
@@ -453,13 +481,15 @@ func (s *session) hears(known []Stamp) error {
 			return s.y.suspectImage()
 		}
 	}
-	return checkOrigins(s.server.tell(known))
+	n := s.server.tell(known)
+	s.mayFit()
+	return checkOrigins(n)
 }
 
 // checkClocks judges the clocks of what a peer knows, or has made durable.
-func checkClocks(what string, known []Stamp) error {
-	if limit := clockLimit(time.Now()); greatest(known) > limit {
-		return fmt.Errorf("%w: the peer's %s has clock %d, at most %d is accepted at this time", ErrClock, what, greatest(known), limit)
+func (s *session) checkClocks(what string, known []Stamp) error {
+	if rules := &s.store.settings.clock; greatest(known) > rules.limit() {
+		return rules.refuse("the peer's "+what+" has", greatest(known))
 	}
 	return nil
 }
@@ -474,7 +504,7 @@ func checkOrigins(n int) error {
 
 // hearsOf takes in what the peer knows of adoptions, for pull to learn.
 func (s *session) hearsOf(a adoptions) error {
-	if err := checkClocks("mark of an adoption", slices.Collect(maps.Values(a))); err != nil {
+	if err := s.checkClocks("mark of an adoption", slices.Collect(maps.Values(a))); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -491,7 +521,7 @@ func (s *session) hearsOf(a adoptions) error {
 // acknowledged takes in what the peer has made durable. A place that is not in this
 // log counts for nothing.
 func (s *session) acknowledged(a ack) error {
-	if err := checkClocks("durable vector", a.known); err != nil {
+	if err := s.checkClocks("durable vector", a.known); err != nil {
 		return err
 	}
 	head, history := s.store.position()
@@ -505,6 +535,10 @@ func (s *session) acknowledged(a ack) error {
 		s.durable.join(a.known)
 		origins = len(s.durable)
 	})
+	if s.hello.reaps {
+		s.store.statesDurably(s.record, s.hello.epoch, s.own.id, a.known)
+	}
+	s.mayFit()
 	signal(s.look) // serve may have to ask for another
 	return checkOrigins(origins)
 }
@@ -604,14 +638,17 @@ func (s *session) answerPing(token uint64) error {
 // syncNow returns once all that is in the peer's log now is merged here.
 func (s *session) syncNow(ctx context.Context) error {
 	var target uint64
-	known, incomplete := false, false
+	known, incomplete, parked := false, false, error(nil)
 	err := s.wait(ctx, func(token uint64) bool {
 		if !known && s.answered >= token {
 			known, target = true, s.peerHead
 		}
-		incomplete = s.incomplete
-		return known && (s.caughtUp && s.merged >= target || incomplete || s.access == ReadOnly)
+		incomplete, parked = s.incomplete, s.parked
+		return parked != nil || known && (s.caughtUp && s.merged >= target || incomplete || s.access == ReadOnly)
 	})
+	if err == nil && parked != nil {
+		return parked
+	}
 	if err == nil && incomplete {
 		return errIncomplete
 	}

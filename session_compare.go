@@ -147,10 +147,14 @@ func (s *session) ask(ctx context.Context, q *question) (*reply, error) {
 	if err := s.hears(r.vector); err != nil {
 		return nil, err
 	}
-	limit := clockLimit(time.Now())
+	limit := s.store.settings.clock.limit()
 	for i := range r.entries {
-		if e := &r.entries[i]; e.Clock > limit {
-			return nil, fmt.Errorf("%w: key %.64q arrived with clock %d, at most %d is accepted at this time", ErrClock, e.key, e.Clock, limit)
+		e := &r.entries[i]
+		if s.store.settings.isLocal(e.key) {
+			return nil, errLocal(e.key)
+		}
+		if e.Clock > limit {
+			return nil, s.store.settings.clock.refuse(fmt.Sprintf("key %.64q arrived with", e.key), e.Clock)
 		}
 	}
 	return &r, nil
@@ -159,6 +163,10 @@ func (s *session) ask(ctx context.Context, q *question) (*reply, error) {
 // takeFound merges entries of replies, in ascending order of their keys, and fetches the
 // values that they lack. It returns how many came.
 func (u *puller) takeFound(r *reply, entries []entry) (int, error) {
+	if u.giver.known == nil {
+		u.giver.known = vector{}
+	}
+	u.giver.knew(r.vector)
 	u.heard.join(r.vector)
 	if err := u.hearOf(r.heard); err != nil {
 		return 0, err
@@ -180,8 +188,8 @@ func (u *puller) takeFound(r *reply, entries []entry) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	c.hear = u.heard.stamps()
-	if err := u.s.store.merge(c, &blind, nil); err != nil {
+	c.hear, c.from = u.heard.stamps(), u.s.hello.id
+	if err := u.commit(c, &blind, nil); err != nil {
 		return 0, err
 	}
 	before := u.fetched
@@ -239,5 +247,6 @@ func (u *puller) pullDifferences() (bool, error) {
 	next := cursor{checkpoint: c.peer.to, joined: true}
 	u.c, u.full = next, true
 	p := &progress{id: s.hello.id, record: s.record, next: next, witness: c.peer.vector, join: c.peer.vector}
+	s.y.scans.add(scanRecovered)
 	return true, s.store.endRecovery(p)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,6 +19,24 @@ const (
 	// soon.
 	maxLentPage = 16 << 10
 )
+
+// scanCause is why something is read in a peer's database.
+type scanCause int
+
+const (
+	scanOfNew     scanCause = iota // nothing of the peer's log is merged
+	scanOfLog                      // its backlog does not reach back to the checkpoint
+	scanOfKeys                     // nor does its log, or not as cheaply
+	scanOfReset                    // its log is not the one that was followed
+	scanRecovered                  // of recovered files
+	scanRejoined
+	scanCauses
+)
+
+// scanCounts counts scans by their causes.
+type scanCounts [scanCauses]atomic.Uint64
+
+func (c *scanCounts) add(cause scanCause) { c[cause].Add(1) }
 
 // puller asks a peer for pages, and merges them.
 type puller struct {
@@ -37,10 +56,16 @@ type puller struct {
 	lendable   bool   // hear may merge the next page
 	fetched    int    // entries that came in answers to fetches
 	lacked     bool   // something was fetched that the peer could not read
+	giver      giver
+	fitted     fitting
+	inHear     bool // hear merges
 }
 
 func newPuller(s *session) *puller {
-	return &puller{s: s, c: s.record.place(), arbiter: arbiter{peer: s.server, heard: vector{}}, heard: vector{}}
+	return &puller{
+		s: s, c: s.record.place(), arbiter: arbiter{peer: s.server, heard: vector{}}, heard: vector{},
+		giver: giver{reaped: s.reaped.Load},
+	}
 }
 
 // pull reads what the peer has, page by page. When all is merged, the peer holds the
@@ -52,6 +77,9 @@ func (s *session) pull() error {
 	}
 	u := newPuller(s)
 	defer u.endScan()
+	if err := u.fit(); err != nil {
+		return err
+	}
 	empty := s.store.head() == 0 && !s.store.adopter.running()
 	if u.c.checkpoint.isZero() || u.c.scan != scanNone {
 		if err := u.takeTurn(); err != nil {
@@ -99,6 +127,9 @@ func (s *session) pull() error {
 		}
 		if u.c.scan == scanNone {
 			u.endScan()
+			if err := u.fit(); err != nil {
+				return err
+			}
 			if err := u.request(u.c, empty, true); err != nil {
 				return err
 			}
@@ -140,7 +171,7 @@ func (u *puller) next() (*page, error) {
 // mergeLent merges a page in place of the goroutine of pull, if that waits for it and
 // the page can be merged at once. It reports whether it has.
 func (s *session) mergeLent(payload []byte) (merged bool, err error) {
-	if len(payload) > maxLentPage || s.lent.Load() == nil {
+	if len(payload) > maxLentPage || s.lent.Load() == nil || s.store.rejoining.Load() != nil {
 		return false, nil
 	}
 	p, err := parsePage(payload, s.y.settings.maxValue, s.hello.epoch)
@@ -156,7 +187,11 @@ func (s *session) mergeLent(payload []byte) (merged bool, err error) {
 	if u == nil {
 		return false, nil
 	}
-	defer func() { s.back <- struct{}{} }()
+	u.inHear = true
+	defer func() {
+		u.inHear = false
+		s.back <- struct{}{}
+	}()
 	next, err := u.arrive(&p)
 	if err != nil {
 		return true, err
@@ -172,8 +207,18 @@ func (u *puller) arrive(p *page) (cursor, error) {
 	if err != nil {
 		return next, err
 	}
-	if p.reset || p.first && before.checkpoint.isZero() {
-		u.full = true
+	if p.first || p.reset {
+		cause := scanOfLog
+		switch {
+		case p.reset:
+			cause = scanOfReset
+		case before.checkpoint.isZero():
+			cause = scanOfNew
+		case p.scan == scanKeys:
+			cause = scanOfKeys
+		}
+		u.full = u.full || cause == scanOfReset || cause == scanOfNew
+		u.s.y.scans.add(cause)
 	}
 	switch {
 	case p.ahead:
@@ -206,6 +251,7 @@ func (u *puller) hear(p *page) error {
 			return err
 		}
 	}
+	u.giver.knew(p.vector, p.seen)
 	u.heard.join(p.vector)
 	u.heard.join(p.seen)
 	return u.hearOf(p.heard)
@@ -213,7 +259,7 @@ func (u *puller) hear(p *page) error {
 
 // hearOf takes in what the peer has heard, which it need not have.
 func (u *puller) hearOf(heard []Stamp) error {
-	if err := checkClocks("vector", heard); err != nil {
+	if err := u.s.checkClocks("vector", heard); err != nil {
 		return err
 	}
 	for _, h := range heard {
@@ -241,7 +287,7 @@ func (u *puller) merge(p *page, next cursor) error {
 		return err
 	}
 	c.first = u.first
-	if err := u.s.store.merge(c, &u.blind, u.progress(p, next)); err != nil {
+	if err := u.commit(c, &u.blind, u.progress(p, next)); err != nil {
 		return err
 	}
 	for _, wins := range c.wins {
@@ -280,7 +326,7 @@ func (u *puller) examine(p *page) (*candidates, error) {
 			return nil, fmt.Errorf("%w: page: an entry came to win while others were fetched", ErrProtocol)
 		}
 	}
-	c.hear = u.heard.stamps()
+	c.hear, c.from = u.heard.stamps(), s.hello.id
 	return c, nil
 }
 
@@ -336,6 +382,7 @@ func (u *puller) request(c cursor, empty, wait bool) error {
 	if err := u.s.tellVector(known); err != nil {
 		return err
 	}
+	u.asks(c.scan == scanNone)
 	q := pull{cursor: c, wait: wait, empty: empty, stale: u.stale}
 	u.stale = 0
 	u.s.pageDue.Store(true)
@@ -368,7 +415,7 @@ func (s *session) awaitValues() ([]byte, error) {
 // progressed makes known how far the pull has come.
 func (u *puller) progressed() {
 	s, c := u.s, &u.c
-	first, inSync := false, false
+	first := false
 	s.note(func() {
 		s.incomplete = u.incomplete
 		switch {
@@ -379,16 +426,15 @@ func (u *puller) progressed() {
 			s.state, s.caughtUp = StateInSync, true
 			s.merged = c.checkpoint.seq
 			s.lag.comesTo(s.merged, s.peerHead, s.lastGood)
-			inSync = s.merged >= s.peerHead
+			if s.merged >= s.peerHead {
+				s.record.foundInSync(time.Now()) // before SyncNow is told
+			}
 		case c.scan == scanKeys && c.checkpoint.isZero():
 			s.state = StatePullingInFull
 		default:
 			s.state = StatePullingLog
 		}
 	})
-	if inSync {
-		s.record.foundInSync(time.Now())
-	}
 	if first {
 		s.y.reporterOf(s).caughtUp(s.hello, s.recordsIn.Load(), u.full)
 	}
@@ -440,19 +486,8 @@ func (u *puller) fetch(entries []entry, indices []int) error {
 // first ones, it has told.
 func (u *puller) fetchKeys(keys [][]byte) (answered uint64, err error) {
 	s := u.s
-	v, err := s.fetch(keys)
+	v, err := u.get(keys)
 	if err != nil {
-		return 0, err
-	}
-	u.lacked = u.lacked || v.incomplete
-	if v.incomplete && !u.incomplete {
-		u.incomplete = true
-		u.repeatLater()
-	}
-	if err := u.judge(v.entries); err != nil {
-		return 0, err
-	}
-	if err := u.hearOf(v.heard); err != nil {
 		return 0, err
 	}
 	var blind blindness
@@ -460,13 +495,30 @@ func (u *puller) fetchKeys(keys [][]byte) (answered uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	c.hear = append(s.server.known().stamps(), u.heard.stamps()...)
+	c.hear, c.from = append(s.server.known().stamps(), u.heard.stamps()...), s.hello.id
 	if c.missing() != nil {
 		return 0, fmt.Errorf("%w: values: an entry comes without its value", ErrProtocol)
 	}
 	c.first = u.first
 	u.fetched += len(v.entries)
-	return v.answered, s.store.merge(c, &u.blind, nil)
+	return v.answered, u.commit(c, &u.blind, nil)
+}
+
+// get gets what the peer has of some keys, to be merged.
+func (u *puller) get(keys [][]byte) (v values, err error) {
+	u.asks(false)
+	if v, err = u.s.fetch(keys); err != nil {
+		return v, err
+	}
+	u.lacked = u.lacked || v.incomplete
+	if v.incomplete && !u.incomplete {
+		u.incomplete = true
+		u.repeatLater()
+	}
+	if err := u.judge(v.entries); err != nil {
+		return v, err
+	}
+	return v, u.hearOf(v.heard)
 }
 
 // fetch asks for the values of keys, at least one.

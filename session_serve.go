@@ -1,6 +1,9 @@
 package replicator
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // This file owns the serving side of a session: when a pull is answered, and what the
 // peer is told unasked.
@@ -27,7 +30,13 @@ func (s *session) serve() error {
 		if err != nil {
 			return err
 		}
+		serves := false
 		if waiting != nil {
+			if serves, err = s.fits(&s.reaps.fits); err != nil {
+				return err
+			}
+		}
+		if serves {
 			idle := !quiet.IsZero() && !now.Before(quiet) || s.y.waits.isAwaited(waiting.checkpoint.seq)
 			a, err := s.server.answer(waiting, s.statedHead(), idle, out)
 			if err != nil {
@@ -37,6 +46,13 @@ func (s *session) serve() error {
 				// Of what the page holds, some may have been adopted elsewhere and merged
 				// since the news were told. The peer has to know of the adoption first.
 				if err := news.tellAdoptions(); err != nil {
+					return err
+				}
+				// So has it of what was reaped by now; and what it knows has to cover that, too.
+				if fits, err := s.fits(&s.reaps.fits); err != nil || !fits {
+					return cmp.Or(err, errStaleThere)
+				}
+				if err := s.tellReaped(); err != nil {
 					return err
 				}
 				s.pullBusy.Store(false)
@@ -75,9 +91,13 @@ func (s *session) serve() error {
 			answered, n, incomplete, err := s.server.values(keys, out)
 			if incomplete {
 				s.note(func() { s.leftOut = true })
+				signal(s.standing)
 			}
 			if err == nil {
 				err = news.tellAdoptions() // as before a page
+			}
+			if err == nil {
+				err = s.tellReaped()
 			}
 			// The versions may be later than what the peer was told. What was heard comes
 			// first: what is learned after that is told with the vector.
@@ -155,12 +175,23 @@ type newsTeller struct {
 	vectorAt  time.Time // when the vector is to be told; zero: there is no news
 	asked     time.Time // when the peer was last asked to make everything durable
 	acks      uint64    // number of its acks by then
+	reaped    *vector   // what the peer had reaped when it was last told of all that is known
 }
 
 // tell tells the news, and returns when to look again; 0: after a commit.
 func (n *newsTeller) tell(now time.Time) (again time.Duration, err error) {
 	if err := n.tellAdoptions(); err != nil {
 		return 0, err
+	}
+	if err := n.s.tellReaped(); err != nil {
+		return 0, err
+	}
+	if reaped := n.s.reaped.Load(); reaped != n.reaped {
+		// The peer wants to know whether that is known here, be it by its own log.
+		if err := n.s.tellVector(0); err != nil {
+			return 0, err
+		}
+		n.reaped = reaped
 	}
 	flush, err := n.tellDurable(now)
 	if err != nil {

@@ -1,6 +1,7 @@
 package replicator_test
 
 import (
+	"context"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -32,6 +33,7 @@ var events = []event{
 	{"concurrent writers", 40, (*simulation).crowd},
 	{"time passes", 15, (*simulation).pass},
 	{"sync", 40, (*simulation).syncOne},
+	{"compare", 10, (*simulation).compareOne},
 
 	{"restart", 25, (*simulation).restart},
 	{"close", 25, (*simulation).shut},
@@ -129,6 +131,7 @@ func (s *simulation) crowd(n *node) {
 		c.batches = append(c.batches, batches)
 	}
 	s.trace("%s is written to by %d goroutines, with pauses of %v", n.name, writers, pause)
+	s.expects(c)
 	var wg sync.WaitGroup
 	if m := s.diallerOf(n); m != nil && s.rng.IntN(4) > 0 {
 		s.trace("%s syncs meanwhile", m.name)
@@ -188,6 +191,23 @@ func (s *simulation) pass(*node) {
 func (s *simulation) syncOne(n *node) {
 	s.trace("%s syncs", n.name)
 	require.NoError(s.t, s.syncNow(s.claims(n)))
+}
+
+// compareOne has a node compare itself to one that it dials. What comes of it depends on
+// what else goes on, but it comes to an end.
+func (s *simulation) compareOne(n *node) {
+	if len(n.peers) == 0 {
+		return
+	}
+	peer := n.peers[s.rng.IntN(len(n.peers))]
+	s.trace("%s compares itself to %s", n.name, peer)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	start := time.Now()
+	if _, err := n.r.Compare(ctx, peer); err == nil {
+		s.seen.note("a comparison ends")
+	}
+	require.Less(s.t, time.Since(start), 10*time.Second, "how long Compare of %s took", n.name)
 }
 
 func (s *simulation) restart(n *node) {
@@ -378,9 +398,15 @@ func (s *simulation) wipe(n *node) {
 	s.replaced(n, newPast())
 }
 
+// backUp copies a node's files by hand, and every other time by Backup.
 func (s *simulation) backUp(n *node) {
-	s.trace("backup of %s", n.name)
-	s.backups = append(s.backups, s.image(n))
+	byHand := len(s.backups)%2 == 0
+	s.trace("backup of %s, by hand %v", n.name, byHand)
+	b := s.image(n)
+	if !byHand {
+		b.disk = n.backup()
+	}
+	s.backups = append(s.backups, b)
 }
 
 // image is a copy of a running node's files. What was looked at before is in it.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
@@ -35,6 +34,7 @@ type addresses struct {
 	mu    sync.Mutex
 	leads map[string]*node                 // second addresses
 	dials map[dialled]int                  // how often
+	tries map[dialled]map[*node]int        // dials under way, and to whom
 	conns map[dialled]map[*roomyConn]*node // what may still be connected, and with whom
 }
 
@@ -42,7 +42,10 @@ type addresses struct {
 type dialled struct{ from, addr string }
 
 func newAddresses() *addresses {
-	return &addresses{leads: map[string]*node{}, dials: map[dialled]int{}, conns: map[dialled]map[*roomyConn]*node{}}
+	return &addresses{
+		leads: map[string]*node{}, dials: map[dialled]int{},
+		tries: map[dialled]map[*node]int{}, conns: map[dialled]map[*roomyConn]*node{},
+	}
 }
 
 // lead lets a second address lead to a node.
@@ -53,34 +56,40 @@ func (s *simulation) lead(addr string, to *node) {
 	s.net.Redirect(addr, to.name)
 }
 
-// watch returns a dialler that notes what it dials.
-func (a *addresses) watch(dial func(context.Context, string) (net.Conn, error)) func(context.Context, string) (net.Conn, error) {
+// watch returns a dialler of a host that notes what it dials.
+func (a *addresses) watch(from string, dial func(context.Context, string) (net.Conn, error)) func(context.Context, string) (net.Conn, error) {
 	return func(ctx context.Context, addr string) (net.Conn, error) {
+		by := dialled{from, addr}
 		a.mu.Lock()
 		to := a.leads[addr]
+		if a.conns[by] == nil {
+			a.tries[by], a.conns[by] = map[*node]int{}, map[*roomyConn]*node{}
+		}
+		a.tries[by][to]++
 		a.mu.Unlock()
 		c, err := dial(ctx, addr)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.tries[by][to]--
 		if err != nil {
 			return nil, err
 		}
-		from, _, _ := strings.Cut(c.LocalAddr().String(), "#")
-		by := dialled{from, addr}
-		a.mu.Lock()
-		defer a.mu.Unlock()
 		a.dials[by]++
-		if a.conns[by] == nil {
-			a.conns[by] = map[*roomyConn]*node{}
-		}
 		a.conns[by][c.(*roomyConn)] = to
 		return c, nil
 	}
 }
 
 // connected returns where an address leads, unless a connection that was dialled
-// there still leads elsewhere: then nil.
+// there, or a dial that is under way, still leads elsewhere: then nil.
 func (a *addresses) connected(by dialled) *node {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	for to, dials := range a.tries[by] {
+		if dials > 0 && to != a.leads[by.addr] {
+			return nil
+		}
+	}
 	for c, to := range a.conns[by] {
 		if c.isClosed() {
 			delete(a.conns[by], c)

@@ -12,7 +12,8 @@ import (
 )
 
 // branches are what must come of the events in some seed of a normal run. A branch
-// that is never taken is one that the simulation says nothing about.
+// that is never taken is one that the simulation says nothing about. Those that come
+// in fewer than one seed of eight are among the rareBranches.
 var branches = []string{
 	"a backup is restored",
 	"a node is cloned",
@@ -20,6 +21,10 @@ var branches = []string{
 	"a peer is forgotten",
 	"recovered files lack something",
 	"log records expire",
+	"a feed goes on from a cursor",
+	"a feed refuses a cursor",
+	"a comparison ends",
+	"tombstones are reaped",
 
 	"SyncNow returns nil",
 	"SyncNow tells of a peer that it did not reach",
@@ -33,15 +38,9 @@ var branches = []string{
 	"an opening is cut off",
 	"a node loses power that has acknowledged something",
 	"an opening goes back to the durable point",
-	"an opening finds an unfinished scan of the log",
-	"an opening finds an unfinished rescan",
-	"an opening finds an unfinished full pull",
-	"an opening finds an unfinished first sync",
 
 	"a scan of the log goes on in key order",
-	"a key moves up the log during a scan",
 	"a full pull ends",
-	"old values are adopted",
 
 	"a fork is refused",
 	"an id is drawn anew",
@@ -60,14 +59,26 @@ var branches = []string{
 	"state: in sync",
 
 	"a delete wins",
-	"a merge overtakes a write",
 	"a write loses to one that was made before",
+}
+
+// rareBranches must be taken in some seed where manySeeds are run.
+var rareBranches = []string{
+	"a merge overtakes a write",
+	"an opening finds an unfinished scan of the log",
+	"an opening finds an unfinished rescan",
+	"an opening finds an unfinished full pull",
+	"an opening finds an unfinished first sync",
+	"a key moves up the log during a scan",
+	"old values are adopted",
+	"a replica rejoins",
 }
 
 // logLines are the branches that are seen by what is logged: a line with these words.
 var logLines = []struct{ branch, words string }{
 	{"an opening goes back to the durable point", "the machine was restarted without a clean close"},
 	{"a full pull ends", "full=true"},
+	{"a replica rejoins", "replicator: rejoined"},
 	{"a fork is refused", "has forked"},
 	{"an id is drawn anew", "drew a new one"},
 	{"a session is replaced", "a newer connection with this peer took over"},
@@ -144,7 +155,7 @@ func (c *census) add(s *sightings, failed bool) {
 func (c *census) judge(t *testing.T, seeds int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	expected := slices.Clone(branches)
+	expected := slices.Concat(branches, rareBranches)
 	for _, e := range events {
 		expected = append(expected, "event: "+e.name)
 	}
@@ -166,7 +177,7 @@ func (c *census) judge(t *testing.T, seeds int) {
 		return
 	}
 	for _, what := range expected {
-		if c.counts[what].times == 0 {
+		if c.counts[what].times == 0 && (seeds >= manySeeds || !slices.Contains(rareBranches, what)) {
 			missing = append(missing, what)
 		}
 	}

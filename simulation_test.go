@@ -19,12 +19,13 @@ import (
 )
 
 var (
-	simSeeds = flag.Int("seeds", 0, "number of seeds that the simulation runs: 200, or what -short and -long make of it, if 0")
+	simSeeds = flag.Int("seeds", 0, "number of seeds that the simulation runs: 60, or what -short and -long make of it, if 0")
 	simSteps = flag.Int("steps", defaultSteps, "number of steps of each simulation")
 )
 
 const (
-	defaultSeeds = 120
+	defaultSeeds = 60
+	manySeeds    = 120
 	defaultSteps = 120
 	// hopeless is after how much real time a seed won't end any more. It takes a
 	// second, or, with the race detector on a busy machine, some more.
@@ -39,7 +40,7 @@ const (
 // rare branch of what follows, did happen (simulation_sometimes_test.go), and that
 // the faults it is known to find are still there (known_failures_test.go).
 func TestSimulation(t *testing.T) {
-	seeds := cmp.Or(*simSeeds, budget(20, defaultSeeds, 2000))
+	seeds := cmp.Or(*simSeeds, budget(10, defaultSeeds, 2000))
 	c := newCensus()
 	t.Cleanup(func() { c.judge(t, seeds) })
 	eachSeed(t, seeds, func(t *testing.T, seed int64) {
@@ -55,14 +56,33 @@ func TestSimulation(t *testing.T) {
 	})
 }
 
+// TestSimulationHybrid is TestSimulation with hybrid clocks, and wall clocks that disagree
+// and jump.
+func TestSimulationHybrid(t *testing.T) {
+	eachSeed(t, cmp.Or(*simSeeds, budget(4, 4, 500)), func(t *testing.T, seed int64) {
+		inSeeded(t, seed, []int{3, 4, 3, 5}[seed%4], func(t *testing.T, cluster *cluster) {
+			begin2027()
+			cluster.kind = replicator.Hybrid
+			for _, n := range cluster.nodes {
+				n.ahead = time.Duration(cluster.rng.IntN(20)) * time.Minute
+			}
+			s := newSimulation(cluster)
+			defer cluster.net.CloseAll()
+			s.run(*simSteps)
+		})
+	})
+}
+
 type simulation struct {
 	*cluster
 	*oracle
 	seen *sightings
+	feed *keepers
 
 	keys     int  // how many there are
 	largest  int  // bytes in a value
 	timeOnly bool // nobody calls SyncNow at the end
+	reaping  bool // deletions are forgotten, and who is stale rejoins by itself
 	values   int  // made so far
 	backups  []backup
 	dialOnly *node              // one that nobody can dial, or nil
@@ -77,6 +97,8 @@ type simulation struct {
 func newSimulation(c *cluster) *simulation {
 	s := &simulation{cluster: c, seen: newSightings(), base: map[*node][]string{}, addrs: newAddresses()}
 	s.oracle = newOracle(s)
+	s.feed = newKeepers(c.t, uint64(c.seed))
+	s.feed.seen = s.seen.note
 	for _, n := range s.nodes {
 		// leveldb slows writers down by sleeping, which is a stop in a bubble while
 		// somebody waits for a mutex of a session that waits for the writer.
@@ -176,10 +198,11 @@ func (s *simulation) page() {
 	s.paging = func(o replicator.Options) *replicator.Options {
 		o.Logger, o.MaxInterval, o.Timeout, o.BacklogBytes = logger, interval, timeout, backlog
 		unblocked(&o)
-		o.Dial = s.addrs.watch(o.Dial)
+		o.Dial = s.addrs.watch(o.Listener.Addr().String(), o.Dial)
 		return replicator.WithPages(o, entries, rescan)
 	}
 	s.age()
+	s.forgetDeletions()
 	s.trace("pages of %d, one in %d goes on in key order, a backlog of %d bytes, MaxInterval %v, Timeout %v, durable points every %v", entries, oneIn, backlog, interval, timeout, s.durableEvery)
 }
 
@@ -199,6 +222,22 @@ func (s *simulation) age() {
 		return before(o)
 	}
 	s.trace("logs expire every %v, but for %d records, at %d records, after %v", every, newest, most, age)
+}
+
+// forgetDeletions has some clusters forget deletions, and their peers, all the time.
+func (s *simulation) forgetDeletions() {
+	if s.rng.IntN(3) > 0 {
+		return
+	}
+	s.reaping, s.liveOnly = true, true
+	age, peerAge := []time.Duration{time.Second, 10 * time.Second}[s.rng.IntN(2)], []time.Duration{time.Minute, time.Hour}[s.rng.IntN(2)]
+	s.durableEvery = []time.Duration{200 * time.Millisecond, 5 * time.Second}[s.rng.IntN(2)]
+	before := s.paging
+	s.paging = func(o replicator.Options) *replicator.Options {
+		o.TombstoneAge, o.PeerAge, o.AutoRejoin = age, peerAge, true
+		return before(o)
+	}
+	s.trace("tombstones go after %v, peers after %v", age, peerAge)
 }
 
 // furnish has some clusters start with databases that were in use before: all with
@@ -272,6 +311,9 @@ func (s *simulation) step() {
 	if n.r != nil && replicator.HasExpired(n.r) {
 		s.seen.note("log records expire")
 	}
+	if n.r != nil && s.feed.rng.IntN(8) == 0 {
+		s.feed.look(n)
+	}
 	if s.rng.IntN(3) == 0 {
 		time.Sleep(time.Duration(s.rng.IntN(500)) * time.Millisecond)
 	}
@@ -312,6 +354,9 @@ func (s *simulation) finish() {
 		s.seen.note("convergence by SyncNow")
 	}
 	s.verify()
+	for _, n := range s.nodes {
+		s.feed.look(n)
+	}
 	s.calm()
 	s.verify()
 }
@@ -376,13 +421,17 @@ func (s *simulation) calm() {
 	}
 	measure := func() (all []string) {
 		for _, n := range s.nodes {
+			written := writes[n].Load()
+			if s.reaping {
+				written = 0 // when peers were last seen is noted often
+			}
 			status := n.r.Status()
 			in, out := map[replicator.DatabaseID]int64{}, map[replicator.DatabaseID]int64{}
 			for _, p := range status.Peers {
 				in[p.ID], out[p.ID] = p.RecordsIn, p.RecordsOut
 			}
 			all = append(all, fmt.Sprintf("%s: head %d, %d records, %d written, %d arrived, %d sent",
-				n.name, status.Head, status.LogRecords, writes[n].Load(), sum(in), sum(out)))
+				n.name, status.Head, status.LogRecords, written, sum(in), sum(out)))
 		}
 		return all
 	}

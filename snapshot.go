@@ -37,6 +37,10 @@ func (s *Snapshot) Has(key []byte, ro *opt.ReadOptions) (bool, error) {
 	return s.r.has(s.snap, key, ro)
 }
 
+// Version returns the stamp of a key's latest change in the snapshot. It is like
+// Replicator.Version.
+func (s *Snapshot) Version(key []byte) (Version, error) { return s.r.version(s.snap, key) }
+
 // NewIterator returns an iterator over a range of the snapshot, or over all of it. It is
 // like Replicator.NewIterator.
 func (s *Snapshot) NewIterator(slice *util.Range, ro *opt.ReadOptions) iterator.Iterator {

@@ -25,6 +25,9 @@ type Status struct {
 	LogHeldFor *LogHold     `json:"logHeldFor"`       // nil if no peer keeps the log from expiring
 	Vector     VectorStatus `json:"vector"`           // what this replica knows
 
+	// Tombstones is nil unless Options.TombstoneAge is set.
+	Tombstones *TombstoneStatus `json:"tombstones"`
+
 	// Fingerprint is nil while it is not known: for a moment after the first call since
 	// Open, and during the adoption of old keys.
 	Fingerprint *FingerprintStatus `json:"fingerprint"`
@@ -33,6 +36,7 @@ type Status struct {
 	Failed    string         `json:"failed,omitempty"`    // why writes are refused
 	Adoption  AdoptionStatus `json:"adoption"`
 	Commits   []Bucket       `json:"commits"` // how long commits took, since Open
+	Scans     ScanCounts     `json:"scans"`
 	Conflicts ConflictStatus `json:"conflicts"`
 	Warnings  []Warning      `json:"warnings"`            // the last 32, since Open
 	Peers     []PeerStatus   `json:"peers"`               // configured peers by address, then peers that dialled in
@@ -48,6 +52,34 @@ type LogHold struct {
 	Name     string     `json:"name,omitempty"`
 	Merged   *uint64    `json:"merged"` // sequence up to which it has merged the log; nil if it has not told since Open
 	LastSeen time.Time  `json:"lastSeen"`
+}
+
+// TombstoneStatus tells of the records of deleted keys that have come of age.
+type TombstoneStatus struct {
+	Reaped  uint64         `json:"reaped"`  // number of those that were removed, since Open
+	Waiting *uint64        `json:"waiting"` // number of those that had to stay, when it was last looked; nil before that
+	HeldFor *TombstoneHold `json:"heldFor"` // nil if they wait for no peer, but perhaps for this replica to make them durable
+}
+
+// TombstoneHold is the peer that tombstones wait for and that was seen least lately. They
+// wait until it has stated to hold the deletions durably, until it was not seen for
+// Options.PeerAge, or for Forget.
+type TombstoneHold struct {
+	ID       DatabaseID `json:"id"`
+	Name     string     `json:"name,omitempty"`
+	LastSeen time.Time  `json:"lastSeen"`
+}
+
+// StaleStatus tells why nothing is exchanged with a peer: one side has not seen deletions
+// that the other one has forgotten (Options.TombstoneAge).
+type StaleStatus struct {
+	Here  bool      `json:"here"`  // this replica has not seen some: call Rejoin here, or wipe this replica
+	There bool      `json:"there"` // the peer has not seen some: call Rejoin there, or wipe it
+	Since time.Time `json:"since"` // when that was noticed, since Open
+	// Waiting is an upper bound of the number of records in this replica's log that the
+	// peer does not know.
+	Waiting uint64 `json:"waiting"`
+	Advice  string `json:"advice"` // what to do
 }
 
 // Forgotten is a peer that was forgotten.
@@ -96,6 +128,18 @@ type ScanStatus struct {
 	// order, whose size is not known.
 	Done *float64 `json:"done"`
 	Key  []byte   `json:"key,omitempty"` // up to which a scan in key order has come
+}
+
+// ScanCounts is the number of times, since Open, that this replica had to read in a peer's
+// database what it lacked, by cause. It usually follows its peers from their memory, which
+// counts as nothing. What Compare, Repair and Verify read is not counted.
+type ScanCounts struct {
+	New       uint64 `json:"new"`       // nothing of the peer's log was merged: all its keys
+	Log       uint64 `json:"log"`       // the peer's memory did not reach back far enough (Options.BacklogBytes): its log, backward
+	Keys      uint64 `json:"keys"`      // its log did not either (Options.MaxLogRecords, Options.MaxLogAge), or held much that was replaced since: its keys in order
+	Reset     uint64 `json:"reset"`     // the peer was wiped or restored, so its log is another one: all its keys
+	Recovered uint64 `json:"recovered"` // Options.Recovered: what differed
+	Rejoined  uint64 `json:"rejoined"`  // Rejoin, Options.AutoRejoin, or a rejoin by itself: what differed
 }
 
 // ConflictStatus counts the conflicts that were found since Open. Without
@@ -158,6 +202,8 @@ type PeerStatus struct {
 	LastError   string    `json:"lastError,omitempty"`
 	NextAttempt time.Time `json:"nextAttempt,omitzero"` // time of the next attempt to dial, while waiting
 
+	Stale *StaleStatus `json:"stale"` // nil if the two may exchange changes
+
 	// Traffic since Open.
 	BytesIn    int64 `json:"bytesIn"`
 	BytesOut   int64 `json:"bytesOut"`
@@ -184,9 +230,11 @@ func (r *Replicator) Status() Status {
 		Adoption:   AdoptionStatus{progress.done, progress.adopted, progress.skipped, d.adopter.fault()},
 		Commits:    d.commits.buckets(),
 		Warnings:   r.warnings.all(),
+		Scans:      r.syncer.scans.counts(),
 		Conflicts:  conflictStatus(&d.conflicts),
 		Peers:      []PeerStatus{},
 	}
+	s.Tombstones = tombstoneStatus(d)
 	if live := d.livePrint(); live != nil {
 		s.Fingerprint = &FingerprintStatus{live.keys, hex.EncodeToString(live.fingerprint[:]), live.head}
 	}
@@ -232,6 +280,14 @@ func (r *Replicator) Status() Status {
 	return s
 }
 
+func (c *scanCounts) counts() ScanCounts {
+	of := func(cause scanCause) uint64 { return c[cause].Load() }
+	return ScanCounts{
+		New: of(scanOfNew), Log: of(scanOfLog), Keys: of(scanOfKeys), Reset: of(scanOfReset),
+		Recovered: of(scanRecovered), Rejoined: of(scanRejoined),
+	}
+}
+
 // logHold returns the peer for which most of the log is kept, if more of it is there than
 // the newest records, which are kept in any case.
 func logHold(d *store) *LogHold {
@@ -248,6 +304,50 @@ func logHold(d *store) *LogHold {
 		held.Merged = &h.merged
 	}
 	return held
+}
+
+func tombstoneStatus(d *store) *TombstoneStatus {
+	if d.settings.tombstoneAge == 0 {
+		return nil
+	}
+	r := &d.reaper
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t := &TombstoneStatus{Reaped: r.reaped}
+	if r.passed {
+		t.Waiting = pointer(r.waiting)
+	}
+	if h := r.heldBy; h != nil {
+		t.HeldFor = &TombstoneHold{h.id, h.name, h.seen}
+	}
+	return t
+}
+
+// staleStatus returns why nothing is exchanged with a peer, or nil.
+func staleStatus(d *store, known *peerSummary, s *session) *StaleStatus {
+	here, there := known.stale.here, known.stale.there
+	var merged vector
+	advice := errStaleHere
+	if !here {
+		advice = errStaleThere
+	}
+	if s != nil {
+		here, there = s.stale()
+		if advice = s.whyStale(here, there); advice == nil {
+			return nil // there is nothing, or it is about to be over
+		}
+		merged = s.server.known()
+	} else if here { // unless what was lacking has come from others
+		here, _ = d.standing(known.stale.reaped, func(Stamp) bool { return true })
+	}
+	if !here && !there {
+		return nil
+	}
+	since := known.stale.since
+	if since.IsZero() {
+		since = time.Now() // it is about to be noticed
+	}
+	return &StaleStatus{here, there, since, d.known.unknownTo(merged, known.merged.seq), advice.Error()}
 }
 
 // buckets returns how long commits took.
@@ -336,6 +436,7 @@ func (ps *PeerStatus) describe(d *store, record *peerRecord, s *session) {
 	}
 	ps.BytesIn, ps.BytesOut, ps.RecordsIn, ps.RecordsOut = t.bytesIn, t.bytesOut, t.recordsIn, t.recordsOut
 	ps.Scan = scanStatus(&known.cursor)
+	ps.Stale = staleStatus(d, &known, s)
 	if heard {
 		ps.Behind = pointer(peerHead - min(known.cursor.checkpoint.seq, peerHead))
 	}

@@ -70,6 +70,7 @@ func TestStatusUnknown(t *testing.T) {
 // TestStatusShowsHowItGoes: round trips, how far a scan has come, for how long something
 // has not been merged, how long commits take, and the last warnings.
 func TestStatusShowsHowItGoes(t *testing.T) {
+	t.Parallel()
 	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
 		c.fromDisk()
 		source.open()
@@ -190,6 +191,7 @@ func TestVersionWithDelete(t *testing.T) {
 // TestWarningsAreFew: a peer that is away for a day is worth a line at its beginning,
 // one an hour, and one when it is back.
 func TestWarningsAreFew(t *testing.T) {
+	t.Parallel()
 	inSeeded(t, 1, 2, func(t *testing.T, c *cluster) {
 		a, b := c.nodes[0], c.nodes[1]
 		a.peers = []string{"n1"}

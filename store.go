@@ -1,6 +1,7 @@
 package replicator
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"slices"
@@ -26,9 +27,13 @@ type store struct {
 	conflicts conflicts
 	sums      sums
 	expiry    expiry
+	reaper    reaper
+	rejoining atomic.Pointer[rejoin] // nil: this replica does not rejoin; set in the commit section
 	first     atomic.Pointer[firstSync]
-	recovered atomic.Bool // what recovered files lack is yet to be pulled
-	imaged    time.Time   // when an epoch began because of an image; belongs to the commit section
+	feeds     atomic.Int32 // number of feeds that are open
+	unmerged  atomic.Int64 // how many wait for a rejoin to end
+	recovered atomic.Bool  // what recovered files lack is yet to be pulled
+	imaged    time.Time    // when an epoch began because of an image; belongs to the commit section
 
 	ctx    context.Context // done when the background work must end
 	cancel context.CancelFunc
@@ -45,12 +50,16 @@ type store struct {
 	}
 	wakes    atomic.Pointer[[]*subscription] // a copy of the list, for the commit section
 	meetings atomic.Uint64                   // number of epochs of peers recorded since the opening
+
+	rejoins    atomic.Uint64 // number of rejoins since the opening: what was read before shows what they dropped
+	statements atomic.Uint64 // number of times that a peer stated what it has durably
 }
 
 // storeSettings are the options that concern the store.
 type storeSettings struct {
 	logger       *slog.Logger
-	maxValue     int // bytes
+	maxValue     int    // bytes
+	localPrefix  []byte // of keys that are not replicated; empty: all are
 	skipAdoption bool
 	recovered    bool
 	onConflict   func(Conflict)
@@ -58,10 +67,17 @@ type storeSettings struct {
 	backlog      int // bytes
 	durableEvery time.Duration
 	expiry       expirySettings
+	clock        clockRules
+	tombstoneAge time.Duration       // how long tombstones are kept; 0: for ever
 	pageEntries  int                 // maximum number of entries in a page
 	rescan       func() bool         // for tests: decides whether a long log scan becomes a scan in key order
 	origins      func() Origin       // for tests: takes the place of newOrigin
 	engine       func(engine) engine // for tests: wraps the database
+}
+
+// isLocal reports whether a key is not replicated.
+func (s *storeSettings) isLocal(key []byte) bool {
+	return len(s.localPrefix) > 0 && bytes.HasPrefix(key, s.localPrefix)
 }
 
 // drawOrigin names a new epoch.
@@ -85,6 +101,9 @@ func openStore(db *leveldb.DB, settings storeSettings) (*store, error) {
 	d := newStore(op, settings)
 	d.wg.Go(func() { d.adopter.run(d.ctx) })
 	d.wg.Go(func() { d.expire(d.ctx) })
+	if settings.tombstoneAge > 0 {
+		d.wg.Go(func() { d.reap(d.ctx) })
+	}
 	d.wg.Go(func() { d.keepDurable(d.ctx) })
 	d.wg.Go(func() { d.keepLive(d.ctx) })
 	if d.conflicts.handler != nil {
@@ -102,7 +121,7 @@ func newStore(op *opening, settings storeSettings) *store {
 	origin := op.history[len(op.history)-1].origin
 	d.commits.section = section{
 		c: &d.commits, d: d, origin: origin, batch: new(leveldb.Batch),
-		clock: op.clock, above: op.clock.next, head: op.head, floor: op.floor, expired: op.expired, records: op.records,
+		clock: op.clock, above: op.clock.next, head: op.head, floor: op.floor, expired: op.expired, gone: op.gone, records: op.records,
 	}
 	d.conflicts = conflicts{handler: settings.onConflict, wake: make(chan struct{}, 1)}
 	d.known.load(op, origin, settings.backlog)
@@ -154,22 +173,56 @@ func (d *store) publish(local bool) {
 	if len(x.conflicts) > 0 {
 		d.conflicts.add(x.conflicts)
 	}
-	if x.head == x.start.head && len(x.learned) == 0 && x.epoch == nil && x.hears == nil {
+	if len(x.removed) > 0 {
+		d.sums.forget()
+	}
+	if x.head == x.start.head && len(x.removed) == 0 && len(x.learned) == 0 && x.epoch == nil && x.hears == nil {
 		return
 	}
 	d.known.publish(x)
-	d.notify(local)
+	d.notifyOf(x.changes, local)
 }
 
 // subscription tells its holder of commits.
 type subscription struct {
 	wake  chan struct{} // holds a value if there were commits since the last receive
 	local atomic.Bool   // set if one of them was local; cleared by the holder
+
+	prefix []byte // of keys; if it is not empty, commits of others do not matter much
+	passed int    // changes of others since the last wake; belongs to the commit section
+}
+
+// maxPassed is after how many changes of others a holder is told all the same.
+const maxPassed = 1000
+
+// heeds reports whether the holder is to be told of a commit.
+func (s *subscription) heeds(changes []change) bool {
+	if len(s.prefix) == 0 || len(changes) == 0 || s.passed > maxPassed {
+		return true
+	}
+	for i := range changes {
+		if bytes.HasPrefix(changes[i].key, s.prefix) {
+			return true
+		}
+	}
+	s.passed += len(changes)
+	return false
+}
+
+// tell wakes the holder.
+func (s *subscription) tell(local bool) {
+	if local {
+		s.local.Store(true)
+	}
+	signal(s.wake)
 }
 
 // subscribe returns a subscription, which must be ended with unsubscribe.
-func (d *store) subscribe() *subscription {
-	sub := &subscription{wake: make(chan struct{}, 1)}
+func (d *store) subscribe() *subscription { return d.subscribeTo(nil) }
+
+// subscribeTo returns a subscription for the sake of the keys with a prefix.
+func (d *store) subscribeTo(prefix []byte) *subscription {
+	sub := &subscription{wake: make(chan struct{}, 1), prefix: prefix}
 	d.resubscribe(func(list []*subscription) []*subscription { return append(list, sub) })
 	return sub
 }
@@ -189,14 +242,24 @@ func (d *store) resubscribe(change func([]*subscription) []*subscription) {
 	d.wakes.Store(&list)
 }
 
-// notify tells the subscribers of a commit. It must be called in the commit section.
+// notify tells all subscribers that something is new.
 func (d *store) notify(local bool) {
 	if list := d.wakes.Load(); list != nil {
 		for _, sub := range *list {
-			if local {
-				sub.local.Store(true)
+			sub.tell(local)
+		}
+	}
+}
+
+// notifyOf tells the subscribers of the changes of a commit. It must be called in the commit
+// section.
+func (d *store) notifyOf(changes []change, local bool) {
+	if list := d.wakes.Load(); list != nil {
+		for _, sub := range *list {
+			if sub.heeds(changes) {
+				sub.passed = 0
+				sub.tell(local)
 			}
-			signal(sub.wake)
 		}
 	}
 }

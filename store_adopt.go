@@ -246,7 +246,7 @@ func (a *adopter) unindexed(progress *adoption) (found []change, err error) {
 	defer index.release()
 	var row []byte
 	for seen, size := 0, 0; seen < maxAdoptedKeys && size < maxAdoptedBytes; seen++ {
-		if !it.Next() {
+		if !it.Next() || a.d.settings.isLocal(it.Key()) && !it.seekBehind(prefixRange(a.d.settings.localPrefix)) {
 			progress.done = it.Error() == nil
 			break
 		}

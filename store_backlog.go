@@ -30,8 +30,25 @@ type backRecord struct {
 	bytes   int       // of the value
 	present bool      // the value is here
 	own     bool      // the change was made here
+	gone    bool      // its key was reaped or dropped since: it is not for anybody
 	commit  uint64    // the head after the commit that it was part of
 	at      time.Time // when a change from elsewhere was merged
+	how     *arrival  // of such a change; nil: unknown
+}
+
+// arrival is how a change came here.
+type arrival struct {
+	peer     DatabaseID // from whom
+	conflict *Conflict  // in which it has replaced what was here; nil: it has not
+}
+
+// cost is what a record takes of the limit.
+func (r *backRecord) cost() int {
+	n := len(r.key) + len(r.value) + backlogExtra
+	if r.how != nil && r.how.conflict != nil {
+		n += len(r.how.conflict.LostValue) + backlogExtra
+	}
+	return n
 }
 
 const (
@@ -75,7 +92,7 @@ func (b *backlog) add(x *section) {
 	}
 	for i := range x.changes {
 		ch := &x.changes[i]
-		r := backRecord{seq: ch.seq, Version: ch.Version, bytes: ch.size, own: !ch.merged, commit: x.head}
+		r := backRecord{seq: ch.seq, Version: ch.Version, bytes: ch.size, own: !ch.merged, commit: x.head, how: ch.how}
 		if !r.own {
 			r.at = x.now
 		}
@@ -86,7 +103,7 @@ func (b *backlog) add(x *section) {
 			}
 		}
 		b.records.push(r)
-		b.size += len(r.key) + len(r.value) + backlogExtra
+		b.size += r.cost()
 	}
 	for _, s := range x.rises {
 		b.rises.push(rise{s, x.head})
@@ -97,7 +114,7 @@ func (b *backlog) add(x *section) {
 		if !r.adopted() {
 			b.dropped.raise(r.Stamp)
 		}
-		b.size -= len(r.key) + len(r.value) + backlogExtra
+		b.size -= r.cost()
 		b.after = max(b.after, r.seq)
 	}
 	for b.rises.len() > 0 && (b.rises.at(0).seq <= b.after || b.size > b.limit) {
@@ -106,6 +123,22 @@ func (b *backlog) add(x *section) {
 	}
 	if b.records.len() == 0 && b.rises.len() == 0 {
 		b.after = x.head
+	}
+}
+
+// forget has nobody be sent what is here of keys that were removed. The records stay, for
+// their clocks tell what was made here up to a place.
+func (b *backlog) forget(removed []removal) {
+	keys := map[string]bool{}
+	for i := range removed {
+		if removed[i].seq > b.after { // else no earlier record of the key is here
+			keys[string(removed[i].key)] = true
+		}
+	}
+	for i := 0; len(keys) > 0 && i < b.records.len(); i++ {
+		if r := b.records.at(i); keys[string(r.key)] {
+			r.gone = true
+		}
 	}
 }
 
@@ -190,7 +223,7 @@ func (k *knowledge) unknownTo(v vector, seq uint64) (n uint64) {
 		return k.head - min(seq, k.head)
 	}
 	for i := b.from(seq); i < b.records.len(); i++ {
-		if r := b.records.at(i); r.adopted() || !v.covers(r.Stamp) {
+		if r := b.records.at(i); !r.gone && (r.adopted() || !v.covers(r.Stamp)) {
 			n++
 		}
 	}
@@ -210,20 +243,51 @@ func (b *backlog) risesIn(after, upTo uint64, but Origin) (delta []Stamp) {
 	return last.stamps()
 }
 
-// deque is a queue that can be indexed.
+// deque is a queue that can be indexed. It grows by chunks, so that nothing is moved: the
+// records of a full backlog take megabytes.
 type deque[T any] struct {
-	all   []T
-	start int
+	chunks [][]T // all but the last are full
+	start  int   // index in the first chunk
+	n      int
+	spare  []T // an empty chunk
 }
 
-func (q *deque[T]) len() int    { return len(q.all) - q.start }
-func (q *deque[T]) at(i int) *T { return &q.all[q.start+i] }
-func (q *deque[T]) push(v T)    { q.all = append(q.all, v) }
+const dequeChunk = 256
+
+func (q *deque[T]) len() int { return q.n }
+
+func (q *deque[T]) at(i int) *T {
+	i += q.start
+	return &q.chunks[i/dequeChunk][i%dequeChunk]
+}
+
+func (q *deque[T]) push(v T) {
+	last := len(q.chunks) - 1
+	switch {
+	case last < 0:
+		q.chunks = append(q.chunks, nil) // grows as needed: many hold little
+		last = 0
+	case len(q.chunks[last]) == dequeChunk:
+		if q.spare == nil {
+			q.spare = make([]T, 0, dequeChunk)
+		}
+		q.chunks = append(q.chunks, q.spare)
+		q.spare = nil
+		last++
+	}
+	q.chunks[last] = append(q.chunks[last], v)
+	q.n++
+}
+
 func (q *deque[T]) pop() (v T) {
 	var zero T
-	v, q.all[q.start] = q.all[q.start], zero
-	if q.start++; q.start > len(q.all)/2 && q.start > 64 {
-		q.all = slices.Delete(q.all, 0, q.start)
+	first := q.chunks[0]
+	v, first[q.start] = first[q.start], zero
+	q.start++
+	q.n--
+	if q.start == dequeChunk {
+		q.spare = first[:0]
+		q.chunks = slices.Delete(q.chunks, 0, 1)
 		q.start = 0
 	}
 	return v

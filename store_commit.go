@@ -47,8 +47,8 @@ type committer struct {
 
 	// visible is published for readers after each commit.
 	visible struct {
-		head, floor, expired, clock, above atomic.Uint64
-		records                            atomic.Int64
+		head, floor, expired, clock, above, removals, gone atomic.Uint64
+		records                                            atomic.Int64
 	}
 	latency [len(latencyBounds) + 1]atomic.Uint64 // number of commits by how long their write took
 	failed  atomic.Pointer[error]
@@ -61,14 +61,14 @@ type proposal struct {
 	deleted    bool
 	batch      *leveldb.Batch
 	work       func(*section) error
-	ops        int
+	ops        int // on keys that are replicated
 	keys       int // bytes in keys
 	values     int // bytes in values
 	sync       bool
 	alone      bool // must not be grouped with others
 	last       bool // queued by close
 
-	first Stamp // of the first operation, once that has one
+	first Stamp // of the first operation on a replicated key, once that has one
 	err   error
 	turn  chan bool // receives true to take the lead, and false when done, with err set
 }
@@ -83,7 +83,7 @@ func (c *committer) newProposal() *proposal {
 }
 
 // do submits the proposal, waits until it is committed, and recycles the proposal. It
-// returns the stamp of the first operation.
+// returns the stamp of the first operation on a replicated key.
 func (c *committer) do(p *proposal) (first Stamp, err error) {
 	if err = c.submit(p); err == nil {
 		first = p.first
@@ -188,6 +188,7 @@ func (c *committer) finish(sync, local bool) error {
 	x := &c.section
 	x.addRows()
 	x.addRises()
+	x.addReaped()
 	x.addHeard()
 	if x.batch.Len() > 0 {
 		if err := c.timedWrite(x, sync); err != nil {
@@ -234,8 +235,10 @@ func (c *committer) publish() {
 	c.visible.records.Store(x.records)
 	c.visible.floor.Store(x.floor)
 	c.visible.expired.Store(x.expired)
+	c.visible.gone.Store(x.gone)
 	c.visible.clock.Store(x.clock.next)
 	c.visible.above.Store(x.above)
+	c.visible.removals.Store(x.removals)
 	c.visible.head.Store(x.head)
 }
 
@@ -301,6 +304,7 @@ type change struct {
 	dataless bool   // the database already holds the value
 	size     int    // bytes of such a value
 	merged   bool   // the change was made elsewhere
+	how      *arrival
 }
 
 // section assembles one commit. Its holder has exclusive access: the database and the
@@ -320,19 +324,24 @@ type section struct {
 	conflicts []Conflict // that were found
 	now       time.Time  // when changes from elsewhere are merged
 	first     bool       // the changes are of a first sync, and get no log rows
+	reaped    vector     // by what the reap vector rises
+	removed   []removal  // index rows that go, and nothing takes their place
 	forget    func()     // forgets or readmits a peer, once that is written
 
 	clock   clock
 	head    uint64 // sequence of the last record, including those gathered
 	floor   uint64 // records below it are not served, and are being removed
+	gone    uint64 // what a feed has seen before this sequence may be of a key that was reaped or dropped since
 	expired uint64 // the last floor below which records were that had expired; 1: there was none
 	records int64  // number of log records in the database, including those gathered
 	own     uint64 // one above the greatest clock of a change made in this epoch; 0: there is none
 	above   uint64 // one above the greatest clock of a record that was ever committed
 
+	removals uint64 // counts the rows that were removed since the opening
+
 	start struct {
-		head, own, above, floor, expired uint64
-		records                          int64
+		head, own, above, floor, expired, removals, gone uint64
+		records                                          int64
 	}
 	keyBuf, rowBuf []byte // scratch
 }
@@ -343,13 +352,14 @@ func (x *section) begin() {
 	x.rises, x.learned, x.epoch, x.ended, x.first, x.forget = x.rises[:0], nil, nil, nil, false, nil
 	x.heard, x.hears, x.conflicts = x.heard[:0], nil, nil
 	x.start.head, x.start.records, x.start.own, x.start.above = x.head, x.records, x.own, x.above
-	x.start.floor, x.start.expired = x.floor, x.expired
+	x.start.floor, x.start.expired, x.start.removals, x.start.gone = x.floor, x.expired, x.removals, x.gone
+	x.reaped, x.removed = nil, nil
 }
 
 // undo discards the gathered changes.
 func (x *section) undo() {
 	x.head, x.records, x.own, x.above = x.start.head, x.start.records, x.start.own, x.start.above
-	x.floor, x.expired = x.start.floor, x.start.expired
+	x.floor, x.expired, x.removals, x.gone = x.start.floor, x.start.expired, x.start.removals, x.start.gone
 }
 
 // end releases memory that the next group is unlikely to need.
@@ -369,7 +379,7 @@ func (x *section) reserve(greatest uint64) error {
 	if greatest < x.clock.ceiling {
 		return nil
 	}
-	ceiling := greatest + clockBlock
+	ceiling := x.d.settings.clock.ceiling(greatest)
 	var b leveldb.Batch
 	b.Put(metaKey(metaCeiling), encodeUint64(ceiling))
 	if err := x.c.write(&b, true); err != nil {
@@ -444,11 +454,10 @@ func (x *section) addLocal(group []*proposal) error {
 		ops += p.ops
 		size += p.ops*rowsSize + 3*p.keys + p.values
 	}
-	if uint64(ops) > maxClock-min(x.clock.next, maxClock) {
-		return fmt.Errorf("%w: this database has used up its clock at %d", ErrClock, x.clock.next)
-	}
-	if err := x.reserve(x.clock.next + uint64(ops) - 1); err != nil {
-		return err
+	if ops > 0 { // else all keys are local
+		if err := x.prepare(ops); err != nil {
+			return err
+		}
 	}
 	if size > maxIdleBatch {
 		// A leveldb batch with many operations grows in small steps, which takes a
@@ -457,7 +466,9 @@ func (x *section) addLocal(group []*proposal) error {
 		x.changes = make([]change, 0, ops)
 	}
 	for _, p := range group {
-		p.first = Stamp{x.clock.next, x.origin}
+		if p.ops > 0 {
+			p.first = Stamp{x.clock.next, x.origin}
+		}
 		switch {
 		case p.batch != nil:
 			_ = p.batch.Replay((*localChanges)(x)) // cannot fail: it succeeded before the batch was queued
@@ -468,11 +479,33 @@ func (x *section) addLocal(group []*proposal) error {
 	return nil
 }
 
+// prepare makes sure that some changes can be made here, with the next clocks. A hybrid
+// clock comes up to the wall clock for it.
+func (x *section) prepare(ops int) error {
+	next := max(x.clock.next, x.d.settings.clock.least())
+	if uint64(ops) > maxClock-min(next, maxClock) {
+		return fmt.Errorf("%w: this database has used up its clock at %d", ErrClock, next)
+	}
+	if err := x.reserve(next + uint64(ops) - 1); err != nil {
+		return err
+	}
+	x.clock.next = next
+	return nil
+}
+
 // rowsSize is an upper bound of the bytes in the rows of one operation, without its
 // keys and value.
 const rowsSize = 3*2*binary.MaxVarintLen32 + 3*len(reserved) + 64
 
 func (x *section) addOne(key, value []byte, deleted bool) {
+	if x.d.settings.isLocal(key) {
+		if deleted {
+			x.batch.Delete(key)
+		} else {
+			x.batch.Put(key, value)
+		}
+		return
+	}
 	x.add(change{key: key, value: value, Version: Version{Stamp{x.clock.next, x.origin}, deleted}})
 	x.clock.next++
 	x.own = x.clock.next

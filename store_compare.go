@@ -20,6 +20,8 @@ type comparer struct {
 	merged position    // up to which the peer has merged this replica's log
 	began  time.Time
 	asked  time.Time
+
+	rejoins uint64 // number of them when the view was taken
 }
 
 func (c *comparer) release() {
@@ -53,11 +55,15 @@ func (c *comparer) answer(ctx context.Context, q *question, to sink) (r reply, e
 	}
 	if q.first {
 		c.release()
+		c.rejoins = c.d.rejoins.Load()
 		if c.view, err = c.d.viewSums(ctx, c.record); err != nil {
 			return r, 0, err
 		}
 		c.merged, c.began = q.merged, time.Now()
-		r.first, r.to, r.merged, r.vector, r.heard = true, c.view.to, c.view.merged, c.view.vector, c.view.heard
+		r.first, r.to, r.merged, r.vector, r.heard, r.reaped = true, c.view.to, c.view.merged, c.view.vector, c.view.heard, c.view.reaped.stamps()
+	}
+	if c.view != nil && c.rejoins != c.d.rejoins.Load() {
+		c.release() // it shows what was dropped since
 	}
 	if c.view == nil {
 		return reply{obstacle: obstacleOver}, 0, nil
@@ -151,7 +157,7 @@ type comparison struct {
 	moved bool   // the peer has begun with another snapshot than the first
 	todo  []piece
 	pairs []pair
-	known struct{ here, there vector }
+	known struct{ here, there vector } // with what was reaped
 }
 
 // piece is a range that is yet to be asked about. If it is made of whole stretches, from
@@ -173,8 +179,8 @@ var errAdopting = errors.New("replicator: keys that a database held before it wa
 
 // run compares the whole index.
 func (c *comparison) run(ctx context.Context) error {
-	c.known.here = vector{}
-	c.known.here.join(c.view.vector)
+	c.known.here = vectorFrom(c.view.vector)
+	c.known.here.join(c.view.reaped.stamps())
 	c.add(c.view.stretchPieces(0, len(c.view.list), maxRanges))
 	for first := true; len(c.todo) > 0; {
 		q := c.next(first)
@@ -194,8 +200,8 @@ func (c *comparison) run(ctx context.Context) error {
 		}
 		if first = false; r.first {
 			c.peer = r
-			c.known.there = vector{}
-			c.known.there.join(r.vector)
+			c.known.there = vectorFrom(r.vector)
+			c.known.there.join(r.reaped)
 		}
 		if err := c.take(ctx, q, r); err != nil {
 			return err
@@ -320,10 +326,7 @@ func (c *comparison) flush() error {
 }
 
 // isMoot reports whether a pair is no difference: the one side lacks a deletion only, and
-// has seen it.
-//
-// What was reaped is to be looked up here, too: a reap vector tells of deletions that were
-// forgotten on purpose.
+// has seen it, or reaped it.
 func (c *comparison) isMoot(p *pair) bool {
 	switch {
 	case !p.isHere:

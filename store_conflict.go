@@ -192,7 +192,7 @@ func (d *store) findConflicts(x *section, c *candidates) error {
 	if slices.Contains(c.blind, true) {
 		all := j.unknown(&d.known, func(r *backRecord) { // nobody changes it while the section is held
 			i, found := slices.BinarySearchFunc(c.entries, r.key, func(e entry, key []byte) int { return bytes.Compare(e.key, key) })
-			if found && c.blind[i] {
+			if found && c.blind[i] && !r.gone {
 				c.local[i] = local{indexRecord: indexRecord{r.Version, r.seq}, found: true}
 			}
 		})
@@ -225,6 +225,9 @@ func (d *store) findConflicts(x *section, c *candidates) error {
 			}
 			// It may have been replaced since it was looked up.
 			record, err := lookup(d, e.key)
+			if err == leveldb.ErrNotFound {
+				continue // and is removed by now
+			}
 			if err != nil {
 				return fmt.Errorf("look up key %.64q: %w", e.key, err)
 			}
@@ -235,14 +238,33 @@ func (d *store) findConflicts(x *section, c *candidates) error {
 			conflict = Conflict{Won: record.Version, Lost: e.Version, Uncertain: heard.mayCover(e.Stamp)}
 		}
 		conflict.Key = bytes.Clone(e.key)
-		if d.conflicts.handler != nil {
+		if d.conflicts.handler != nil || conflict.LostHere && d.feeds.Load() > 0 {
 			if err := d.addValues(&conflict, e); err != nil {
 				return err
 			}
 		}
+		if conflict.LostHere {
+			c.replaces(i, conflict)
+		}
 		x.conflicts = append(x.conflicts, conflict)
 	}
 	return nil
+}
+
+// replaces notes the conflict in which an entry replaces what is here. The backlog keeps it,
+// so a large value is left out.
+func (c *candidates) replaces(i int, conflict Conflict) {
+	if c.lost == nil {
+		c.lost = map[int]*Conflict{}
+	}
+	conflict.WonValue = nil // it is beside
+	if len(conflict.LostValue) > backlogValue {
+		conflict.LostValue = nil
+	}
+	if conflict.LostValue != nil {
+		conflict.LostValue = append([]byte{}, conflict.LostValue...)
+	}
+	c.lost[i] = &conflict
 }
 
 // mayConflict reports whether an entry met another change of its key. Adopted values are

@@ -43,7 +43,7 @@ func (d *store) digest(stop func() bool) (Digest, error) {
 		switch {
 		case stop():
 			return ErrClosed
-		case !has:
+		case !has || d.settings.isLocal(key):
 			return nil
 		case record != nil:
 			row = appendVersion(row[:0], record.Version)

@@ -30,6 +30,11 @@ const (
 	compactAfter  = 50_000
 	compactPause  = time.Minute
 	compactAtOnce = 1_000_000
+	// While more than busyCommits records are committed from one look to the next, nothing
+	// expires before one in busyShare of the greatest number of records has: a Sync and the
+	// removal would cost the writers what they can be spared for now.
+	busyCommits = 50
+	busyShare   = 10
 	// heldEvery is how many times as long as usual it takes until it is looked again, where
 	// records are kept for a peer and nobody writes.
 	heldEvery = 10
@@ -50,6 +55,9 @@ type expirySettings struct {
 
 // slack is how many records expire at a time at least: each time costs a Sync.
 func (e *expirySettings) slack() int64 { return max(1, int64(min(e.newest, e.records))/10) }
+
+// busySlack is slack while somebody writes much.
+func (e *expirySettings) busySlack() int64 { return max(e.slack(), int64(e.records)/busyShare) }
 
 // kept is how many of the newest records stay in any case.
 func (e *expirySettings) kept() int64 { return min(int64(e.newest), int64(e.records)-e.slack()) }
@@ -81,8 +89,11 @@ func (m timeMark) row() []byte { return binary.AppendUvarint(nil, uint64(m.at.Un
 func (d *store) expire(ctx context.Context) {
 	commits := d.subscribe()
 	defer d.unsubscribe(commits)
-	for ctx.Err() == nil {
-		again, err := d.expireSome(ctx, time.Now())
+	for head := d.head(); ctx.Err() == nil; {
+		now := d.head()
+		busy := now-head > busyCommits
+		head = now
+		again, err := d.expireSome(ctx, time.Now(), busy)
 		switch {
 		case errors.Is(err, ErrFailed), errors.Is(err, ErrClosed):
 			return
@@ -102,6 +113,7 @@ func (d *store) expire(ctx context.Context) {
 		case <-timeout:
 		case <-commits.wake:
 			if again != atOnce {
+				head = d.head()
 				pause(ctx, d.settings.expiry.every)
 			}
 		}
@@ -113,16 +125,23 @@ const atOnce = time.Nanosecond
 
 // expireSome removes the records below the floor, and raises it over those that have
 // expired. It returns when to look again, unless there is a commit before; 0: never.
-func (d *store) expireSome(ctx context.Context, now time.Time) (again time.Duration, err error) {
+func (d *store) expireSome(ctx context.Context, now time.Time, busy bool) (again time.Duration, err error) {
 	o := &d.settings.expiry
 	if err := d.sweep(ctx); err != nil {
 		return 0, err
+	}
+	if ctx.Err() != nil {
+		return 0, nil // records may be left below the floor, and would be counted
 	}
 	marking, err := d.keepMarks(now)
 	if err != nil {
 		return 0, err
 	}
-	raised, err := d.raiseFloor(now)
+	slack := o.slack()
+	if busy {
+		slack = o.busySlack()
+	}
+	raised, err := d.raiseFloor(now, slack)
 	switch {
 	case err != nil:
 		return 0, err
@@ -135,22 +154,25 @@ func (d *store) expireSome(ctx context.Context, now time.Time) (again time.Durat
 	}
 	most := d.commits.visible.records.Load() - o.kept()
 	switch {
+	case busy && most >= o.slack():
+		return o.every, nil
 	case giving || most >= o.slack():
 		return heldEvery * o.every, nil
 	case marking || o.age > 0 && most > 0:
-		return max(o.age/markPrecision, o.every), nil
+		soon, _ := d.markAges()
+		return max(soon/markPrecision, o.every), nil
 	}
 	return 0, nil
 }
 
-// raiseFloor raises the floor over some of the records that have expired, and reports
-// whether it did.
-func (d *store) raiseFloor(now time.Time) (raised bool, err error) {
+// raiseFloor raises the floor over some of the records that have expired, if they are not
+// fewer than slack, and reports whether it did.
+func (d *store) raiseFloor(now time.Time, slack int64) (raised bool, err error) {
 	o, visible := &d.settings.expiry, &d.commits.visible
 	records := visible.records.Load() // nothing is left below the floor
 	most := records - o.kept()
-	aged := d.agedBy(now)
-	if most <= 0 || most < o.slack() && aged == 0 {
+	aged := d.agedBy(now, o.age)
+	if most <= 0 || most < slack && aged == 0 {
 		return false, nil
 	}
 	must := int64(0) // this many expire in any case
@@ -172,7 +194,7 @@ func (d *store) raiseFloor(now time.Time) (raised bool, err error) {
 	if err := log.Iterator.Error(); err != nil {
 		return false, err
 	}
-	if n == 0 || n < o.slack() && last > aged {
+	if n == 0 || n < slack && must == 0 && last > aged {
 		return false, nil
 	}
 	err = d.enter(true, func(x *section) error {
@@ -308,9 +330,8 @@ func (d *store) mergedBy(now time.Time) uint64 {
 	return math.MaxUint64
 }
 
-// agedBy returns the sequence up to which records are older than what is kept.
-func (d *store) agedBy(now time.Time) (seq uint64) {
-	age := d.settings.expiry.age
+// agedBy returns the sequence up to which records are of an age; 0, if the age is 0.
+func (d *store) agedBy(now time.Time, age time.Duration) (seq uint64) {
 	if age == 0 {
 		return 0
 	}
@@ -324,12 +345,22 @@ func (d *store) agedBy(now time.Time) (seq uint64) {
 	return seq
 }
 
+// markAges returns the ages that the marks have to tell, the sooner one first; 0: none.
+func (d *store) markAges() (soon, late time.Duration) {
+	log, tombstones := d.settings.expiry.age, d.settings.tombstoneAge
+	if log == 0 || tombstones == 0 {
+		return max(log, tombstones), max(log, tombstones)
+	}
+	return min(log, tombstones), max(log, tombstones)
+}
+
 // keepMarks marks where the head is now, as often as it takes to tell how old a record
 // is, and drops the marks that are no longer of use. It reports whether a mark is due
 // later.
 func (d *store) keepMarks(now time.Time) (due bool, err error) {
-	e, age := &d.expiry, d.settings.expiry.age
-	if age == 0 {
+	e := &d.expiry
+	soon, late := d.markAges()
+	if soon == 0 {
 		return false, nil
 	}
 	e.mu.Lock()
@@ -342,14 +373,25 @@ func (d *store) keepMarks(now time.Time) (due bool, err error) {
 	if d.head() == last.seq {
 		return false, nil
 	}
-	if passed := now.Sub(last.at); passed >= 0 && passed < age/markPrecision {
+	if passed := now.Sub(last.at); passed >= 0 && passed < soon/markPrecision {
 		return true, nil
 	}
 	err = d.enter(false, func(x *section) error {
 		m := timeMark{x.head, now}
-		for len(marks) > 1 && now.Sub(marks[1].at) >= age {
-			x.batch.Delete(markKey(marks[0].seq))
-			marks = marks[1:]
+		drop := func(i int) {
+			x.batch.Delete(markKey(marks[i].seq))
+			marks = slices.Delete(marks, i, i+1)
+		}
+		for len(marks) > 1 && now.Sub(marks[1].at) >= late {
+			drop(0)
+		}
+		// What is past the sooner age is noted as finely as the later one needs.
+		for i := 1; i+1 < len(marks) && now.Sub(marks[i+1].at) >= soon; {
+			if marks[i+1].at.Sub(marks[i-1].at) < late/markPrecision {
+				drop(i)
+			} else {
+				i++
+			}
 		}
 		x.put(markKey(m.seq), m.row())
 		marks = append(marks, m)

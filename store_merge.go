@@ -29,14 +29,23 @@ type candidates struct {
 	wins    []bool
 	blind   []bool // wins for certain, and was not looked up
 	head    uint64 // the lookups saw at least every record up to here
+	removed uint64 // and all removals up to this number
 	first   *firstSync
 
 	// adopting says that a key without an index record may hold an old value. It
 	// is read before the lookups: adoption can end between them.
 	adopting bool
 
-	arbiter *arbiter // finds conflicts; nil: nobody does
-	hear    []Stamp  // what the makers of the entries may have known
+	// mend says that values may be missing under index rows, and index rows that the vector
+	// covers: such an entry is taken though it is known.
+	mend bool
+
+	from    DatabaseID        // the peer that has sent them
+	arbiter *arbiter          // finds conflicts; nil: nobody does
+	lost    map[int]*Conflict // those in which an entry replaces what is here
+	hear    []Stamp           // what the makers of the entries may have known
+	giver   *giver            // whose entries they are; nil: of somebody who knows nothing, and has reaped nothing
+	again   []bool            // wins, and is put again, with a stamp of its own
 }
 
 // blindness is what lets the entries of one snapshot win without a lookup: what was
@@ -64,21 +73,25 @@ func (d *store) examineBy(entries []entry, blind *blindness, j *arbiter) (*candi
 		wins:     make([]bool, len(entries)),
 		blind:    make([]bool, len(entries)),
 		adopting: d.adopter.running(),
+		removed:  d.commits.visible.removals.Load(),
 		head:     d.head(),
 	}
-	limit := clockLimit(time.Now())
+	limit := d.settings.clock.limit()
 	above := d.commits.visible.above.Load()
 	if blind.on {
 		above = min(above, blind.above) // the section finds out whether it still counts
 	}
-	if d.mustLook(j) {
+	if d.mustLook(j) || d.rejoining.Load() != nil {
 		above = unbounded
 	}
 	look := make([]int, 0, len(entries))
 	for i := range entries {
 		e := &entries[i]
+		if d.settings.isLocal(e.key) {
+			return nil, errLocal(e.key)
+		}
 		if e.Clock > limit {
-			return nil, fmt.Errorf("%w: key %.64q arrived with clock %d, at most %d is accepted at this time", ErrClock, e.key, e.Clock, limit)
+			return nil, d.settings.clock.refuse(fmt.Sprintf("key %.64q arrived with", e.key), e.Clock)
 		}
 		if e.Clock >= above && !e.adopted() {
 			c.blind[i], c.wins[i] = true, true
@@ -87,6 +100,11 @@ func (d *store) examineBy(entries []entry, blind *blindness, j *arbiter) (*candi
 		}
 	}
 	return c, d.lookupAll(c, look)
+}
+
+// errLocal refuses a key from elsewhere that is not to be replicated.
+func errLocal(key []byte) error {
+	return fmt.Errorf("%w: key %.64q arrived, and keys under Options.LocalPrefix are not replicated", ErrProtocol, key)
 }
 
 // lookupAll reads what is here under some of the keys, and decides.
@@ -124,12 +142,12 @@ func (d *store) lookupEntry(c *candidates, i int, index *finder) error {
 	}
 	here := &c.local[i]
 	switch {
-	case here.found && here.Version == e.Version && !e.Deleted && !e.absent && !e.adopted():
+	case here.found && here.Version == e.Version && !e.Deleted && !e.absent && (c.mend || !e.adopted()):
 		c.wins[i], err = d.outranks(e)
 	case here.found:
 		c.wins[i] = e.Version.Compare(here.Version) > 0
 	case e.Deleted:
-		c.wins[i] = !d.known.covers(e.Stamp) // else it was here once, and is forgotten
+		c.wins[i] = c.mend || !d.known.covers(e.Stamp) // else it was here once, and is forgotten
 	default:
 		c.wins[i] = true
 	}
@@ -185,14 +203,20 @@ type progress struct {
 // merge commits the winners, verbatim, in one batch with the progress that comes with
 // them; p may be nil.
 func (d *store) merge(c *candidates, blind *blindness, p *progress) error {
-	if d.isNothing(c, p) {
+	if d.isNothing(c, p) && d.admits(c.giver) == nil {
 		p.record.passed(p.next)
 		return nil
 	}
-	return d.enter(false, func(x *section) error {
+	// All of a peer is merged, from the beginning: the files lack nothing any more.
+	whole := p != nil && !p.stay && p.next.caughtUp() && d.recovered.Load()
+	err := d.enter(false, func(x *section) error {
+		if err := x.admit(c.giver); err != nil {
+			return err
+		}
 		if err := d.examineAgain(x, c, blind); err != nil {
 			return err
 		}
+		puts := c.judge(x)
 		if err := d.findConflicts(x, c); err != nil {
 			return err
 		}
@@ -206,20 +230,29 @@ func (d *store) merge(c *candidates, blind *blindness, p *progress) error {
 			}
 		}
 		if top > 0 || slices.Contains(c.wins, true) {
-			if err := x.reserve(top); err != nil {
+			if puts > 0 {
+				top = max(top, x.clock.next) // what is put again gets the clocks behind that
+			}
+			if err := x.reserve(top + puts); err != nil {
 				return err
 			}
 			x.clock.witness(top)
 		}
 		x.now = time.Now()
 		x.first = c.first != nil && d.first.Load() == c.first
-		ownLost := false
+		ownLost, how := false, &arrival{peer: c.from}
 		for i := range c.entries {
 			e, here := &c.entries[i], &c.local[i]
 			switch {
+			case c.wins[i] && c.again != nil && c.again[i]:
+				x.putAgain(change{key: e.key, value: e.value})
 			case c.wins[i]:
 				ownLost = ownLost || here.seq > 0 && here.Origin == x.origin && x.own > 0
-				x.add(change{key: e.key, value: e.value, Version: e.Version, old: here.seq, merged: true})
+				ch := change{key: e.key, value: e.value, Version: e.Version, old: here.seq, merged: true, how: how}
+				if conflict := c.lost[i]; conflict != nil {
+					ch.how = &arrival{c.from, conflict}
+				}
+				x.add(ch)
 			case here.unadopted:
 				// Whoever learns from the vector that the entry is known here has to be
 				// able to get what it lost to.
@@ -247,15 +280,22 @@ func (d *store) merge(c *candidates, blind *blindness, p *progress) error {
 			if !p.stay {
 				p.record.advanced(x, p.id, p.next)
 			}
+			if whole {
+				x.batch.Delete(metaKey(metaRecovered))
+			}
 		}
 		return nil
 	})
+	if err == nil && whole {
+		d.recovered.Store(false)
+	}
+	return err
 }
 
 // isNothing reports whether a merge would change nothing but the checkpoint, and find no
 // conflict.
 func (d *store) isNothing(c *candidates, p *progress) bool {
-	if p == nil || p.stay || !p.next.caughtUp() || slices.Contains(c.wins, true) {
+	if p == nil || p.stay || !p.next.caughtUp() || d.recovered.Load() || slices.Contains(c.wins, true) {
 		return false
 	}
 	for i := range c.local {
@@ -304,6 +344,7 @@ func (d *store) examineAgain(x *section, c *candidates, blind *blindness) error 
 	if err != nil {
 		return err
 	}
+	all = all && c.removed == x.removals
 	for i := range c.entries {
 		if !all && c.wins[i] && !c.blind[i] {
 			again = append(again, i)

@@ -22,6 +22,7 @@ const (
 	metaCeiling   = "ceiling"   // exclusive upper bound of all clocks made or seen
 	metaHead      = "head"      // head at the last close, or when a sequence got no record
 	metaFloor     = "floor"     // sequence below which records may be missing
+	metaGone      = "gone"      // sequence of the last record of a key that was reaped or dropped
 	metaExpired   = "expired"   // the last floor below which there were records that had expired
 	metaBelow     = "below"     // exclusive upper bound of the clocks of records that are missing there
 	metaClean     = "clean"     // the cleanMark of the last close
@@ -32,7 +33,8 @@ const (
 	metaAdoption  = "adoption"  // progress of the adoption
 	metaHeard     = "heard"     // what the makers of changes that are here may have known besides
 	metaRecovered = "recovered" // the files were recovered, and what they lack is yet to be pulled
-	metaPrefix    = "prefix"    // kept for a prefix of keys that are not replicated
+	metaPrefix    = "prefix"    // prefix of keys that are not replicated; none: all are
+	metaCopying   = "copying"   // there while a backup is being written to the database
 	metaProbe     = "probe "    // prefix of what checkOrder writes, and removes
 )
 
@@ -46,11 +48,13 @@ type opening struct {
 	history   history
 	floor     uint64
 	expired   uint64
+	gone      uint64
 	head      uint64
 	records   int64
 	clock     clock
 	own       uint64 // one above the greatest clock of a change made in the last epoch; 0: there was none
 	vector    map[Origin]vectorRow
+	reaped    vector
 	heard     vector
 	late      vector // covers the records since the durable point, of recovered files all
 	adoptions adoptions
@@ -62,12 +66,25 @@ type opening struct {
 	marks     []timeMark
 }
 
+// newOpening returns an opening of which nothing is known.
+func newOpening(e engine) *opening {
+	return &opening{
+		engine: e, floor: 1, expired: 1, peers: map[DatabaseID]*peerRecord{}, forgotten: map[DatabaseID]string{},
+		vector: map[Origin]vectorRow{}, reaped: vector{}, heard: vector{}, late: vector{}, adoptions: adoptions{},
+	}
+}
+
 // readOpening reads the state, finds out how the last opening ended, and writes, with
 // Sync, the new epoch and the removal of the clean mark.
 func readOpening(e engine, settings *storeSettings) (*opening, error) {
-	op := &opening{engine: e, floor: 1, expired: 1, peers: map[DatabaseID]*peerRecord{}, forgotten: map[DatabaseID]string{}, vector: map[Origin]vectorRow{}, heard: vector{}, late: vector{}, adoptions: adoptions{}}
-	if err := op.recognise(); err != nil {
+	op := newOpening(e)
+	if err := op.recognise(settings.clock.kind); err != nil {
 		return nil, err
+	}
+	if op.fresh {
+		if err := op.checkOrder(); err != nil {
+			return nil, err
+		}
 	}
 	end, err := op.load(settings.bootID)
 	if err != nil {
@@ -77,6 +94,13 @@ func readOpening(e engine, settings *storeSettings) (*opening, error) {
 		end = endDistrusted
 	}
 	if err := op.checkLimit(settings.maxValue); err != nil {
+		return nil, err
+	}
+	if rules := &settings.clock; rules.kind == Hybrid && op.clock.next > rules.limit() {
+		settings.logger.Warn("replicator: the wall clock was ahead when changes were made, or is behind now: until it comes up, peers refuse what is written here",
+			"clock", Stamp{Clock: op.clock.next}.Time(), "wallClock", rules.now())
+	}
+	if err := op.checkPrefix(settings.localPrefix); err != nil {
 		return nil, err
 	}
 	switch end {
@@ -127,6 +151,26 @@ func (op *opening) checkLimit(limit int) error {
 			ErrTooLarge, it.Key(), len(it.Value()), last, limit)
 	}
 	return it.Error()
+}
+
+// checkPrefix refuses a prefix of local keys other than that of the last opening, and one
+// under which keys are replicated already.
+func (op *opening) checkPrefix(prefix []byte) error {
+	last, err := op.get(metaPrefix)
+	switch {
+	case err != nil || bytes.Equal(last, prefix):
+		return err
+	case len(last) > 0:
+		return fmt.Errorf("replicator: open: Options.LocalPrefix is %q, and this database keeps its local keys under %q for good: "+
+			"set that, or begin a new database in another directory", prefix, last)
+	}
+	replicated := newRangeReader(op, prefixRange(prefix))
+	defer replicated.Release()
+	if replicated.next() {
+		return fmt.Errorf("replicator: open: key %.64q is replicated already, or was until it was deleted, and is under Options.LocalPrefix %q: "+
+			"set a prefix under which nothing was ever written", replicated.key, prefix)
+	}
+	return replicated.fault()
 }
 
 // reconcile makes index and data of recovered files agree, and returns how many
@@ -189,7 +233,7 @@ const maxReconciled = 2000
 
 // recognise tells a fresh database from a wrapped one, and refuses one in which
 // somebody else keeps keys under the reserved prefix.
-func (op *opening) recognise() error {
+func (op *opening) recognise(kind ClockKind) error {
 	format, err := op.get(metaFormat)
 	if err != nil {
 		return err
@@ -215,15 +259,18 @@ func (op *opening) recognise() error {
 	}
 	if format == nil {
 		op.fresh = true
-		return op.checkOrder()
+		return nil
 	}
 	if len(format) != 2 || format[0] != storageFormat {
 		return fmt.Errorf("replicator: open: the database has storage format %x, and this version knows %d only", format, storageFormat)
 	}
-	if format[1] != clockLamport {
-		return fmt.Errorf("replicator: open: the database has clock kind %d, and this version knows %d only", format[1], clockLamport)
+	switch format[1] {
+	case kind.row(), Lamport.row():
+		return nil // hybrid clocks are above all Lamport clocks
+	case Hybrid.row():
+		return errors.New("replicator: open: the database has a hybrid clock, and can't go back to a Lamport clock: set Options.Clock to Hybrid")
 	}
-	return nil
+	return fmt.Errorf("replicator: open: the database has clock kind %d, and this version knows 1 and 2 only", format[1])
 }
 
 // checkOrder refuses a database whose comparer does not sort by bytes, which
@@ -287,6 +334,9 @@ func (op *opening) loadMeta() error {
 	if op.expired, err = op.getUint64(metaExpired, 1); err != nil {
 		return err
 	}
+	if op.gone, err = op.getUint64(metaGone, 0); err != nil {
+		return err
+	}
 	if op.head, err = op.getUint64(metaHead, 0); err != nil {
 		return err
 	}
@@ -312,6 +362,9 @@ func (op *opening) loadMeta() error {
 
 func (op *opening) loadKnowledge() (err error) {
 	if op.vector, err = loadVector(op); err != nil {
+		return err
+	}
+	if op.reaped, err = loadReaped(op); err != nil {
 		return err
 	}
 	row, err := op.get(metaHeard)
@@ -340,7 +393,10 @@ func (op *opening) loadHistory() error {
 		e.first = rowSequence(it.Key())
 		op.history = append(op.history, e)
 	}
-	return it.Error()
+	if err := it.Error(); err != nil || len(op.history) > 0 {
+		return err
+	}
+	return fmt.Errorf("%w: there is no epoch", errCorrupt)
 }
 
 func (op *opening) loadPeers() error {
@@ -412,6 +468,9 @@ func (op *opening) goOn(log *logReader) error {
 	for _, row := range op.vector {
 		op.clock.witness(row.clock)
 	}
+	for _, clock := range op.reaped {
+		op.clock.witness(clock)
+	}
 	origin, own := op.history[len(op.history)-1].origin, uint64(0)
 	if p.origin == origin {
 		own = p.own
@@ -461,6 +520,10 @@ func (op *opening) begin(settings *storeSettings, end end) error {
 		op.doubt(&b)
 		op.startOver(&b)
 	}
+	if op.adopt.id == 0 && len(op.reaped) > 0 {
+		// An old value may be of a key that was deleted, and of which nothing is left.
+		op.adopt.done = true
+	}
 	if !op.adopt.done && !settings.skipAdoption {
 		if op.adopt.id == 0 {
 			op.adopt.id = newAdoptionID()
@@ -484,7 +547,7 @@ func (op *opening) begin(settings *storeSettings, end end) error {
 	if end == endDistrusted {
 		op.floor = op.head + 1
 	}
-	op.clock.ceiling = max(op.clock.next, 1) - 1 + clockBlock
+	op.clock.ceiling = settings.clock.ceiling(max(op.clock.next, settings.clock.least(), 1) - 1)
 	switch end {
 	case endNone, endDistrusted:
 		op.durable = durablePoint{head: op.head, clock: op.clock.next, origin: last.origin, adopt: op.adopt}
@@ -498,13 +561,16 @@ func (op *opening) begin(settings *storeSettings, end end) error {
 
 	b.Put(sequenceKey(nil, tableEpochs, last.first), last.row())
 	b.Delete(metaKey(metaClean))
-	b.Put(metaKey(metaFormat), []byte{storageFormat, clockLamport})
+	b.Put(metaKey(metaFormat), []byte{storageFormat, settings.clock.kind.row()})
 	b.Put(metaKey(metaID), op.id[:])
 	b.Put(metaKey(metaHead), encodeUint64(op.head))
 	b.Put(metaKey(metaCeiling), encodeUint64(op.clock.ceiling))
 	b.Put(metaKey(metaFloor), encodeUint64(op.floor))
 	b.Put(metaKey(metaLimit), encodeUint64(uint64(settings.maxValue)))
 	b.Put(metaKey(metaBoot), []byte(settings.bootID))
+	if len(settings.localPrefix) > 0 {
+		b.Put(metaKey(metaPrefix), settings.localPrefix)
+	}
 	b.Put(metaKey(metaAdoption), op.adopt.append(nil))
 	if err := op.write(&b, true); err != nil {
 		return fmt.Errorf("replicator: open: %w", err)
@@ -560,6 +626,10 @@ func (op *opening) startOver(b *leveldb.Batch) {
 	op.history = nil
 	putVector(b, op.vector, nil)
 	op.vector = map[Origin]vectorRow{}
+	for o := range op.reaped {
+		b.Delete(reapedKey(o))
+	}
+	op.reaped = vector{}
 	op.adopt, op.recovered = adoption{}, true
 	b.Put(metaKey(metaRecovered), nil)
 	for id, record := range op.peers {
@@ -584,10 +654,7 @@ func (op *opening) getUint64(name string, absent uint64) (uint64, error) {
 	if err != nil || row == nil {
 		return absent, err
 	}
-	if len(row) != 8 {
-		return 0, fmt.Errorf("%w: %s", errCorrupt, name)
-	}
-	return binary.BigEndian.Uint64(row), nil
+	return parseMetaUint64(name, row)
 }
 
 // markClean makes everything durable and then, with Sync, stores what the next
@@ -599,7 +666,7 @@ func (d *store) markClean() error {
 	if err := d.commits.flush(); err != nil {
 		return err
 	}
-	mark := cleanMark{clock: x.clock.next, records: uint64(x.records), head: x.head, epoch: x.origin}
+	mark := x.cleanMark()
 	var b leveldb.Batch
 	b.Put(metaKey(metaHead), encodeUint64(x.head))
 	b.Put(metaKey(metaDurable), point.append(nil))
@@ -619,6 +686,11 @@ type cleanMark struct {
 	records uint64 // in the log
 	head    uint64
 	epoch   Origin
+}
+
+// cleanMark returns the mark that is true of a database which is complete up to here.
+func (x *section) cleanMark() *cleanMark {
+	return &cleanMark{clock: x.clock.next, records: uint64(x.records), head: x.head, epoch: x.origin}
 }
 
 func (m *cleanMark) append(dst []byte) []byte {

@@ -248,7 +248,7 @@ func (v *server) follow(q *pull, told uint64, idle bool, to sink) (a answer, rea
 	i := b.from(after)
 	for ; i < b.records.len(); i++ {
 		r := b.records.at(i)
-		known := f.covers(r.Version)
+		known := r.gone || f.covers(r.Version)
 		held := false
 		if !r.own && !known && r.seq > told && q.joined {
 			until, fed := v.heldUntil(r)
@@ -342,7 +342,7 @@ func (v *server) sendOwn(f *filter, i int, a *answer, to sink) bool {
 	var records []*backRecord
 	last, size := v.ahead, 0
 	for ; i < b.records.len() && len(records) < v.d.settings.pageEntries && size < maxPageBytes; i++ {
-		if r := b.records.at(i); r.own && r.seq > v.ahead && !r.adopted() && !f.covers(r.Version) {
+		if r := b.records.at(i); r.own && !r.gone && r.seq > v.ahead && !r.adopted() && !f.covers(r.Version) {
 			records = append(records, r)
 			size += len(r.key) + len(r.value)
 			last = r.seq
@@ -421,8 +421,10 @@ type scanView struct {
 	index  *indexReader
 	data   *walker
 	placed bool // log or index stand where the page before ended
-	began  time.Time
-	sent   time.Time // when the last page was
+
+	rejoins uint64 // number of them when the scan began
+	began   time.Time
+	sent    time.Time // when the last page was
 }
 
 func (s *scanView) release() {
@@ -494,7 +496,7 @@ func (v *server) begin(q *pull, c *cursor, kind scan, a *answer, to sink) error 
 // is another session than the one in which it began, it goes on with another.
 func (v *server) resume(q *pull, a *answer, to sink) error {
 	s := v.scan
-	if s == nil || s.kind != q.scan {
+	if s == nil || s.kind != q.scan || s.rejoins != v.d.rejoins.Load() { // else it shows what was dropped since
 		v.endScan()
 		var err error
 		if s, err = v.d.scanFrom(q.checkpoint.seq, false); err != nil {
@@ -520,7 +522,7 @@ func (v *server) resume(q *pull, a *answer, to sink) error {
 // scanFrom begins a scan with what is known: all of it, or what rose after a place in the
 // log.
 func (d *store) scanFrom(after uint64, joined bool) (*scanView, error) {
-	s := &scanView{after: after, began: time.Now()}
+	s := &scanView{after: after, began: time.Now(), rejoins: d.rejoins.Load()}
 	since := after
 	if !joined {
 		since = 0

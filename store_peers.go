@@ -31,6 +31,9 @@ type peerRecord struct {
 	name  string   // what it calls itself
 
 	stated stated // since Open
+	knows  vector // what it has stated last to have durably, in its last session; nil: nothing yet. It is replaced, not changed
+
+	stale staleness // since Open
 
 	heardAt time.Time // when it was last heard of
 	savedAt time.Time // what the row says of that
@@ -78,12 +81,13 @@ type peerSummary struct {
 	merged, durable position
 	traffic         traffic
 	inSync          time.Time
+	stale           staleness
 }
 
 func (p *peerRecord) summary() peerSummary {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return peerSummary{p.name, p.cursor, p.stated.merged, p.stated.durable, p.traffic, p.inSync}
+	return peerSummary{p.name, p.cursor, p.stated.merged, p.stated.durable, p.traffic, p.inSync, p.stale}
 }
 
 // count adds what a session carried that has ended.
@@ -122,6 +126,7 @@ func (p *peerRecord) begins(by Origin, to DatabaseID) {
 	if p.stated.by != by || p.stated.to != to {
 		p.stated = stated{by: by, to: to}
 	}
+	p.knows = nil
 	p.heardAt = time.Now()
 }
 
@@ -185,7 +190,7 @@ func (p *peerRecord) unstate(by Origin) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if by == 0 || p.stated.by == by {
-		p.stated = stated{}
+		p.stated, p.knows = stated{}, nil
 	}
 }
 

@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 
 	"github.com/syndtr/goleveldb/leveldb"
@@ -34,6 +35,34 @@ func (x *section) moment(m *moment, since uint64) (err error) {
 	return err
 }
 
+// floorOf returns the floor of the log in a snapshot.
+func floorOf(db reader) (uint64, error) { return metaUint64(db, metaFloor) }
+
+// goneOf returns the sequence of the last record of a key that was reaped or dropped, in a
+// snapshot; 0: there is none.
+func goneOf(db reader) (uint64, error) {
+	gone, err := metaUint64(db, metaGone)
+	if err == leveldb.ErrNotFound {
+		return 0, nil
+	}
+	return gone, err
+}
+
+func metaUint64(db reader, name string) (uint64, error) {
+	row, err := db.Get(metaKey(name), nil)
+	if err != nil {
+		return 0, err
+	}
+	return parseMetaUint64(name, row)
+}
+
+func parseMetaUint64(name string, row []byte) (uint64, error) {
+	if len(row) != 8 {
+		return 0, fmt.Errorf("%w: %s", errCorrupt, name)
+	}
+	return binary.BigEndian.Uint64(row), nil
+}
+
 // lookup returns the index record of a key, or leveldb.ErrNotFound.
 func lookup(db reader, key []byte) (indexRecord, error) {
 	row, err := db.Get(indexKey(key), nil)
@@ -58,6 +87,9 @@ type indexReader struct {
 	key    []byte // valid until the next move
 	record indexRecord
 	err    error
+
+	lenient    bool // rows that can't be parsed do not end the reading
+	unreadable bool // the row can't be parsed; record is empty
 }
 
 // newIndexReader returns a reader of the rows from the key start on. If behind is set,
@@ -87,6 +119,9 @@ func (i *indexReader) next() bool {
 	}
 	i.key = rowName(i.Iterator.Key())
 	i.record, i.err = indexRow(i.key, i.Iterator.Value())
+	if i.unreadable = i.err != nil; i.unreadable && i.lenient {
+		i.record, i.err = indexRecord{}, nil
+	}
 	return i.err == nil
 }
 
@@ -336,6 +371,9 @@ func (it *userIterator) Seek(key []byte) bool { return it.forward(it.Iterator.Se
 func (it *userIterator) Last() bool           { return it.backward(it.Iterator.Last()) }
 func (it *userIterator) Prev() bool           { return it.backward(it.Iterator.Prev()) }
 func (it *userIterator) Key() []byte          { return it.key }
+
+// seekBehind moves to the first key behind a range.
+func (it *userIterator) seekBehind(r keyRange) bool { return r.upper != nil && it.Seek(r.upper) }
 
 func (it *userIterator) Release() {
 	it.key = nil

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"maps"
 	"sort"
 	"sync/atomic"
 	"time"
@@ -38,6 +39,7 @@ func (s *stretch) add(t *stretch) {
 // stretches are the sums of the whole index as of one head. They do not change.
 type stretches struct {
 	head    uint64
+	removed uint64    // number of the removals by then
 	scanned time.Time // when the whole index was last read for them
 	level   int       // rank of the keys that begin a stretch
 	list    []stretch // at least one
@@ -74,6 +76,7 @@ type sumsView struct {
 	moment
 	*stretches
 	merged position // up to which a peer's log is merged, if it is
+	reaped vector   // what was reaped
 }
 
 // viewSums takes a snapshot between two commits, with the sums of its index. record may
@@ -92,7 +95,9 @@ func (d *store) viewSumsSince(ctx context.Context, record *peerRecord, since tim
 	}
 	defer d.sums.making.giveBack()
 	v := &sumsView{}
+	removed := uint64(0)
 	err := d.enter(false, func(x *section) error {
+		removed, v.reaped = x.removals, maps.Clone(d.known.reaped)
 		if record != nil { // before the snapshot, which may be ahead of it
 			if c := record.place(); c.joined {
 				v.merged = c.checkpoint
@@ -104,7 +109,7 @@ func (d *store) viewSumsSince(ctx context.Context, record *peerRecord, since tim
 		return nil, err
 	}
 	before := d.sums.made
-	if d.sums.stale.Swap(false) || before == nil || before.scanned.Before(since) || !before.reaches(v.to.seq, v.floor) {
+	if d.sums.stale.Swap(false) || before == nil || before.scanned.Before(since) || before.removed != removed || !before.reaches(v.to.seq, v.floor) {
 		before = nil
 	}
 	if v.stretches, err = sumUp(ctx, v.snapshot, before, v.to.seq); err != nil {
@@ -112,6 +117,7 @@ func (d *store) viewSumsSince(ctx context.Context, record *peerRecord, since tim
 		d.sums.forget()
 		return nil, err
 	}
+	v.stretches.removed = removed
 	d.sums.made = v.stretches
 	all := v.whole()
 	d.sums.live.Store(&livePrint{all.live.fingerprint(), all.live.n, v.to.seq, time.Now()})
@@ -186,7 +192,7 @@ func sumUp(ctx context.Context, db reader, before *stretches, head uint64) (*str
 		scanned := time.Now()
 		b.begin(&stretch{})
 		err := b.read(ctx, db, keyRange{})
-		return &stretches{head, scanned, b.level, b.list}, err
+		return &stretches{head: head, scanned: scanned, level: b.level, list: b.list}, err
 	}
 	dirty := map[int]bool{}
 	log := newLogReader(db, before.head, head)
@@ -201,7 +207,7 @@ func sumUp(ctx context.Context, db reader, before *stretches, head uint64) (*str
 		return nil, err
 	}
 	if len(dirty) == 0 {
-		return &stretches{head, before.scanned, before.level, before.list}, nil
+		return &stretches{head: head, scanned: before.scanned, level: before.level, list: before.list}, nil
 	}
 	b.level = before.level
 	for i := range before.list {
@@ -215,7 +221,7 @@ func sumUp(ctx context.Context, db reader, before *stretches, head uint64) (*str
 			return nil, err
 		}
 	}
-	return &stretches{head, before.scanned, b.level, b.list}, nil
+	return &stretches{head: head, scanned: before.scanned, level: b.level, list: b.list}, nil
 }
 
 // stretchBuilder makes stretches in ascending order.

@@ -41,6 +41,8 @@ type knowledge struct {
 	heard   vector // what the makers of what is here may have known, and is not known here
 	adopted adoptions
 	changes uint64 // counts what became of adopted
+	reaped  vector // what was reaped, here or where this replica has rejoined from; the rows are known, too
+	reaps   uint64 // counts how often that rose
 	backlog backlog
 }
 
@@ -52,7 +54,8 @@ type rise struct {
 
 // load fills the knowledge at an opening.
 func (k *knowledge) load(op *opening, origin Origin, backlogBytes int) {
-	k.head, k.origin, k.history, k.rows, k.heard, k.adopted = op.head, origin, op.history, op.vector, op.heard, op.adoptions
+	k.head, k.origin, k.history, k.rows, k.heard, k.adopted, k.reaped = op.head, origin, op.history, op.vector, op.heard, op.adoptions, op.reaped
+	k.reaps = uint64(len(k.reaped))
 	k.forgetHeard()
 	for o, row := range k.rows {
 		k.order = append(k.order, rise{Stamp{row.clock, o}, row.risen})
@@ -92,6 +95,9 @@ func (k *knowledge) publish(x *section) {
 		k.adopted.merge(x.learned)
 		k.changes++
 	}
+	if k.reaped.join(x.reaped.stamps()) {
+		k.reaps++
+	}
 	before := k.heard
 	if x.hears != nil {
 		k.heard = x.hears
@@ -99,6 +105,7 @@ func (k *knowledge) publish(x *section) {
 	if x.epoch != nil {
 		k.backlog = newBacklog(k, k.backlog.limit)
 	}
+	k.backlog.forget(x.removed)
 	k.backlog.add(x)
 	k.backlog.addHeard(x, before)
 	if len(k.heard) > 0 && len(x.rises) > 0 {
@@ -269,6 +276,13 @@ func (x *section) addRises() {
 // go: after a kill, this row tells.
 func (x *section) keepOwn() {
 	x.put(vectorKey(x.origin), vectorRow{x.own - 1, x.head}.append(nil))
+}
+
+// keepOwnOf is keepOwn, if a record that goes was made in this epoch.
+func (x *section) keepOwnOf(record *indexRecord) {
+	if record.Origin == x.origin && x.own > 0 {
+		x.keepOwn()
+	}
 }
 
 // mark takes a clock of its own for the end of an adoption.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
+	"maps"
 	"net"
 	"runtime"
 	"sync/atomic"
@@ -182,13 +184,13 @@ func TestBoundedConnections(t *testing.T) {
 	require.Less(t, int64(heap())-int64(before), int64(4<<20))
 	other, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}).Dial("tcp", h.Addr().String())
 	require.NoError(t, err)
-	defer other.Close()
 	require.NoError(t, other.SetDeadline(time.Now().Add(10*time.Second)))
 	(&wirePeer{t, other}).join(newWireHi())
 	for _, p := range open {
 		p.Close()
 	}
 	require.Eventually(t, func() bool { return replicator.Connections(h.Replicator) == 1 }, 10*time.Second, time.Millisecond)
+	require.NoError(t, other.Close()) // else a pull from it has its turn
 	h.goesOn()
 }
 
@@ -254,4 +256,33 @@ func within(t testing.TB, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+// TestRefusalsByCause: Status tells the causes of refusals apart, and counts what only
+// differs in what the stranger chose as one.
+func TestRefusalsByCause(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, func(o *replicator.Options) { o.Cluster = "ours" })
+	refuse := func(change func(hi *wireHi)) {
+		hi := newWireHi()
+		hi.cluster = "ours"
+		change(&hi)
+		p := h.dial()
+		p.say(wireHello, hi.payload())
+		p.awaitBye()
+	}
+	for i := range 3 {
+		refuse(func(hi *wireHi) { hi.cluster = fmt.Sprintf(`theirs \" %d x`, i) })
+		refuse(func(hi *wireHi) { hi.maxSize = 1<<20 + uint64(i) })
+		refuse(func(hi *wireHi) { hi.local = fmt.Sprint("local ", i) })
+	}
+	refuse(func(hi *wireHi) { hi.clockKind = 2 })
+	require.Eventually(t, func() bool {
+		counts := map[uint64]int{}
+		for _, refusal := range h.Status().Refused {
+			require.Equal(t, "127.0.0.1", refusal.Host)
+			counts[refusal.Count]++
+		}
+		return maps.Equal(counts, map[uint64]int{3: 3, 1: 1})
+	}, 5*time.Second, 10*time.Millisecond, "%v", h.Status().Refused)
 }

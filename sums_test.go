@@ -29,6 +29,12 @@ func TestSumsOfRanges(t *testing.T) {
 			require.NoError(t, err)
 			defer r.Close()
 			most := []int{10, 300, 3000, 20_000, 1000, 300}[seed]
+			switch {
+			case testing.Short():
+				most = min(most, 1000)
+			case !isLong():
+				most = min(most, 5000)
+			}
 			key := func() []byte {
 				k := fmt.Appendf(nil, "%x", rng.IntN(most))
 				if seed == 4 { // few stretches fit

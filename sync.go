@@ -21,6 +21,7 @@ import (
 type syncSettings struct {
 	logger                   *slog.Logger
 	name, cluster            string
+	localPrefix              []byte
 	listener                 net.Listener                   // nil: peers cannot dial in
 	tls                      *tls.Config                    // for both roles; nil: plain TCP
 	authorize                func(PeerInfo) (Access, error) // nil: everybody may do everything
@@ -31,6 +32,7 @@ type syncSettings struct {
 	maxHandshakes            int
 	maxSessions              int
 	maxSessionsPerAddr       int
+	autoRejoin               bool
 }
 
 // syncer keeps a session with every peer. It dials the configured peers, accepts peers
@@ -43,6 +45,7 @@ type syncer struct {
 	waits    *waits
 	entrance *entrance
 	refusals refusals
+	scans    scanCounts
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc

@@ -66,6 +66,9 @@ func (y *syncer) bringIn(ctx context.Context, addr string, session func() (*sess
 		if errors.Is(err, ErrSelf) || errors.Is(err, errElsewhere) {
 			return nil // it is this replica, or waited for at its address
 		}
+		if try == 1 && (errors.Is(err, ErrRefused) || errors.Is(err, ErrCloned)) {
+			continue // where two of one id meet, one of them draws a new id, and then there is a session
+		}
 		if err != nil {
 			var wrapped *PeerError
 			if !errors.As(err, &wrapped) {

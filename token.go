@@ -108,8 +108,9 @@ func (t *Token) UnmarshalText(text []byte) error {
 }
 
 // Commit is Write, and returns the stamp of the batch's first operation. The following
-// operations have the same origin and ascending clocks, without gaps. A nil or empty
-// batch has the zero Stamp.
+// operations have the same origin and ascending clocks, without gaps. Operations on keys
+// under Options.LocalPrefix have none, and do not count. A batch without others, or a nil or
+// empty batch, has the zero Stamp.
 func (r *Replicator) Commit(b *leveldb.Batch, wo *opt.WriteOptions) (Stamp, error) {
 	return r.commit(b, wo)
 }

@@ -16,6 +16,7 @@ import (
 )
 
 func TestChainPropagatesBothWays(t *testing.T) {
+	t.Parallel()
 	for name, links := range map[string][][2]int{
 		"dialled forth": {{0, 1}, {1, 2}}, "dialled back": {{1, 0}, {2, 1}},
 		"from the middle": {{1, 0}, {1, 2}}, "to the middle": {{0, 1}, {2, 1}},
@@ -317,6 +318,7 @@ func TestSyncNowTellsWhomItDidNotReach(t *testing.T) {
 // TestSyncNowOutlivesItsConnection cuts the connection right before the call: the
 // peer can be reached, so there is nothing to complain of.
 func TestSyncNowOutlivesItsConnection(t *testing.T) {
+	t.Parallel()
 	inCluster(t, 2, func(t *testing.T, c *cluster) {
 		c.link(0, 1)
 		c.open()

@@ -12,6 +12,13 @@ import (
 // as a Stamp.
 type vector map[Origin]uint64
 
+// vectorFrom returns the vector of some pairs.
+func vectorFrom(stamps []Stamp) vector {
+	v := make(vector, len(stamps))
+	v.join(stamps)
+	return v
+}
+
 // covers reports whether the vector tells that a change is known. It tells nothing
 // of adopted values: they share the clock 0, and their origins are hashes.
 func (v vector) covers(s Stamp) bool {

@@ -136,6 +136,7 @@ func TestFastNeighbourIsNotHeldUp(t *testing.T) {
 // disk: a page holds 7,000 a second. SyncNow returns soon, with what was there at the
 // call, and what is merged is acknowledged.
 func TestNothingStarvesUnderLoad(t *testing.T) {
+	t.Parallel()
 	for name, disk := range map[string]bool{"memory": false, "disk": true} {
 		t.Run(name, func(t *testing.T) {
 			inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
@@ -169,7 +170,8 @@ func TestNothingStarvesUnderLoad(t *testing.T) {
 						}
 					}
 				}()
-				for range 3 {
+				rounds := budget(1, 2, 3)
+				for range rounds {
 					time.Sleep(500 * time.Millisecond)
 					for i := range 3000 {
 						source.put(fmt.Sprint("at once ", i), "value")
@@ -184,7 +186,7 @@ func TestNothingStarvesUnderLoad(t *testing.T) {
 					require.LessOrEqual(t, head-min(head, source.acknowledged(n)), uint64(6000*3), "acknowledgements have stopped")
 				}
 				close(stop)
-				require.Greater(t, <-stopped, 250)
+				require.Greater(t, <-stopped, 80*rounds)
 				c.converge()
 			})
 		})
@@ -195,6 +197,7 @@ func TestNothingStarvesUnderLoad(t *testing.T) {
 // peers are told up to where they have what they know already. Most of the time nothing
 // is unconfirmed at the others, neither by the writer nor by each other.
 func TestUnconfirmedReachesZero(t *testing.T) {
+	t.Parallel()
 	inCluster(t, 3, func(t *testing.T, c *cluster) {
 		c.durableEvery = 25 * time.Millisecond
 		c.mesh().open()

@@ -111,7 +111,10 @@ func TestWaitReplicatedCountsReplicas(t *testing.T) {
 		a.put("key", "value")
 		require.NoError(t, a.r.WaitReplicated(within(t, time.Minute), 1))
 		require.NoError(t, replicator.RenewID(b.r))
-		until(t, "the session under the new id", func() bool { return len(a.r.Status().Peers) == 1 && a.r.Status().Peers[0].ID == b.r.Status().ID })
+		until(t, "the session under the new id", func() bool {
+			peers := a.r.Status().Peers
+			return len(peers) == 1 && peers[0].ID == b.r.Status().ID
+		})
 		require.NoError(t, a.r.WaitReplicated(within(t, time.Minute), 1))
 		require.ErrorIs(t, a.r.WaitReplicated(within(t, time.Minute), 2), context.DeadlineExceeded)
 		backup := b.disk.Copy()

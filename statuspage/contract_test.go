@@ -32,10 +32,12 @@ func full() Report {
 	return Report{At: at(0), Replicas: []replicator.Status{{
 		ID: replicator.DatabaseID{1, 2, 3}, Name: "berlin", Opened: at(1), Closed: true, Epoch: 1<<63 | 0xabc, Clock: 1234, Head: 2345, Floor: 1,
 		LogRecords: 2000, LogHeldFor: &replicator.LogHold{ID: replicator.DatabaseID{4}, Name: "paris", Merged: pointer(345), LastSeen: at(7)},
-		Vector: replicator.VectorStatus{Origins: 3, Sum: "0123456789abcdef"}, Fingerprint: &replicator.FingerprintStatus{Keys: 1900, Sum: "00112233445566778899aabbccddeeff", Head: 2340}, Listening: "127.0.0.1:8000",
+		Tombstones: &replicator.TombstoneStatus{Reaped: 11, Waiting: pointer(12), HeldFor: &replicator.TombstoneHold{ID: replicator.DatabaseID{6}, Name: "lima", LastSeen: at(8)}},
+		Vector:     replicator.VectorStatus{Origins: 3, Sum: "0123456789abcdef"}, Fingerprint: &replicator.FingerprintStatus{Keys: 1900, Sum: "00112233445566778899aabbccddeeff", Head: 2340}, Listening: "127.0.0.1:8000",
 		Failed:   `replicator: a write has failed: look up key "secret": disk full`,
 		Adoption: replicator.AdoptionStatus{Done: true, Adopted: 10, Skipped: 1, LastError: `key "secret": disk full`},
 		Commits:  []replicator.Bucket{{UpTo: 16 * time.Microsecond, Count: 100}, {UpTo: 0, Count: 1}},
+		Scans:    replicator.ScanCounts{New: 1, Log: 2, Keys: 3, Reset: 4, Recovered: 5, Rejoined: 6},
 		Conflicts: replicator.ConflictStatus{Count: 4, Uncertain: 1, Dropped: 1, Last: []replicator.Conflict{{
 			Key: []byte("secret"), Won: version(8, 1<<63|1, true), Lost: version(7, 1<<63|2, true),
 			WonValue: []byte("secret"), LostValue: []byte("secret"), LostHere: true, Uncertain: true,
@@ -46,6 +48,7 @@ func full() Report {
 			SameAs: "localhost:8001", State: replicator.StatePullingLog, Access: &access, Granted: &access, DialedBy: replicator.DialedByUs,
 			Behind: pointer(5), Unmerged: pointer(6), Unconfirmed: pointer(7), Acknowledged: pointer(8), Lag: &lag, RoundTrip: &trip,
 			Scan:        &replicator.ScanStatus{InKeyOrder: true, Done: &done, Key: []byte("secret")},
+			Stale:       &replicator.StaleStatus{Here: true, There: true, Since: at(9), Waiting: 13, Advice: "replicator: stale: call Rejoin here"},
 			LastSuccess: at(3), LastInSync: at(4), LastError: `page: key "secret" is not above "secret"`, NextAttempt: at(5),
 			BytesIn: 1, BytesOut: 2, RecordsIn: 3, RecordsOut: 4,
 		}},

@@ -290,6 +290,9 @@ func (w *writer) Write(p []byte) (int, error) {
 	if room := w.disk.room(len(p)); room < len(p) {
 		p, fault = p[:room], cmp.Or(fault, error(syscall.ENOSPC))
 	}
+	if data := w.file.data; len(data)+len(p) > cap(data) {
+		w.file.data = slices.Grow(data, max(len(data), len(p))) // append grows large files by a quarter each time
+	}
 	w.file.data = append(w.file.data, p...)
 	if w.fd.Type&(storage.TypeJournal|storage.TypeTable) != 0 {
 		w.disk.writes++

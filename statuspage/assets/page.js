@@ -180,7 +180,7 @@ function drawPeers(index, root, rows, s, frame) {
   }
 }
 
-const kinds = { 'in sync': 'good', 'waiting': 'bad', 'incomplete': 'bad', 'self': '', 'read-only': '' };
+const kinds = { 'in sync': 'good', 'waiting': 'bad', 'incomplete': 'bad', 'stale': 'bad', 'self': '', 'read-only': '' };
 
 function peerRow(index) {
   const cell = (label, ...children) => el('div', '', el('span', 'label', label), ...children);

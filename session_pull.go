@@ -77,23 +77,11 @@ func (s *session) pull() error {
 	}
 	u := newPuller(s)
 	defer u.endScan()
-	if err := u.fit(); err != nil {
+	if _, err := u.fit(); err != nil {
 		return err
 	}
 	empty := s.store.head() == 0 && !s.store.adopter.running()
-	if u.c.checkpoint.isZero() || u.c.scan != scanNone {
-		if err := u.takeTurn(); err != nil {
-			return err
-		}
-	}
-	if u.c.equal(cursor{}) && s.store.recovered.Load() {
-		if _, err := u.pullDifferences(); err != nil {
-			return err
-		}
-	}
-	// The first page shows that the peer's log is still the one that the cursor
-	// is of, so the peer must not wait for something new.
-	if err := u.request(u.c, empty, false); err != nil {
+	if err := u.begin(empty); err != nil {
 		return err
 	}
 	for {
@@ -127,15 +115,38 @@ func (s *session) pull() error {
 		}
 		if u.c.scan == scanNone {
 			u.endScan()
-			if err := u.fit(); err != nil {
+			waited, err := u.fit()
+			if err != nil {
 				return err
 			}
-			if err := u.request(u.c, empty, true); err != nil {
+			if waited {
+				err = u.begin(empty)
+			} else {
+				err = u.request(u.c, empty, true)
+			}
+			if err != nil {
 				return err
 			}
 		}
 		u.lendable = s.isMet() && u.c.caughtUp()
 	}
+}
+
+// begin asks for the first page, in a session or after what fit waited for. It shows that
+// the peer's log is still the one that the cursor is of, and what is merged by now: so the
+// peer must not wait for something new.
+func (u *puller) begin(empty bool) error {
+	if u.c.checkpoint.isZero() || u.c.scan != scanNone {
+		if err := u.takeTurn(); err != nil {
+			return err
+		}
+	}
+	if u.c.equal(cursor{}) && u.s.store.recovered.Load() {
+		if _, err := u.pullDifferences(); err != nil {
+			return err
+		}
+	}
+	return u.request(u.c, empty, false)
 }
 
 // next waits for the page that was asked for. It returns nil if hear has merged it.

@@ -138,18 +138,19 @@ func (s *session) fits(f *fitting) (bool, error) {
 }
 
 // fit returns when the two sides fit together, so that a pull may be asked for. Where this
-// replica is stale, and is to rejoin by itself, that is what it does.
-func (u *puller) fit() error {
+// replica is stale, and is to rejoin by itself, that is what it does. fit reports whether it
+// has waited; then the puller is a new one.
+func (u *puller) fit() (waited bool, err error) {
 	s := u.s
 	if s.hello.reaps {
 		select {
 		case <-s.begun:
 		case <-s.ctx.Done():
-			return s.ctx.Err()
+			return false, s.ctx.Err()
 		}
 	}
 	if fits, err := s.fits(&u.fitted); fits || err != nil {
-		return err
+		return false, err
 	}
 	u.endScan()
 	commits := s.store.subscribe()
@@ -158,7 +159,7 @@ func (u *puller) fit() error {
 	for {
 		fits, err := s.fits(&u.fitted)
 		if err != nil {
-			return err
+			return true, err
 		}
 		if fits {
 			break
@@ -177,7 +178,7 @@ func (u *puller) fit() error {
 				pause(s.ctx, retry)
 				retry = min(2*retry, rejoinMost)
 			default:
-				return err
+				return true, err
 			}
 			continue
 		}
@@ -187,15 +188,15 @@ func (u *puller) fit() error {
 		case <-commits.wake:
 		case call := <-s.calls:
 			if err := s.tryRejoin(call); err != nil && !isLater(err) && call.ctx.Err() == nil {
-				return err
+				return true, err
 			}
 		case <-s.ctx.Done():
-			return s.ctx.Err()
+			return true, s.ctx.Err()
 		}
 	}
 	s.unpark()
 	*u = *newPuller(s) // a rejoin has come further
-	return s.tellVector(0)
+	return true, s.tellVector(0)
 }
 
 // isLater reports whether a rejoin may do later what it could not do now.

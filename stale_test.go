@@ -2,12 +2,14 @@ package replicator_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/level-replicator/replicator"
 	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
+	"github.com/syndtr/goleveldb/leveldb/storage"
 )
 
 // TestRecoveredEnds: files were recovered that hold nothing any more. All is pulled,
@@ -96,6 +98,61 @@ func TestRejoinUnanswered(t *testing.T) {
 	})
 }
 
+// TestFitsAgain: a replica learns that it is stale while it merges a page. Once it has caught
+// up through another peer, the first pull must not wait for something new: there may be
+// nothing, and SyncNow, and the state, wait for the answer.
+func TestFitsAgain(t *testing.T) {
+	t.Parallel()
+	inCluster(t, 2, func(t *testing.T, c *cluster) {
+		c.link(0, 1)
+		n, good := c.nodes[0], c.nodes[1]
+		c.open()
+		n.put("own", "value")
+		good.put("good", "value")
+		require.NoError(t, n.sync())
+		c.net.Isolate(good.name)
+		good.put("more", "value")
+		unseen := good.index()["more"].Stamp
+
+		hi := newWireHi()
+		hi.flags |= 2
+		p := c.dialHostile("n9", n, false)
+		p.say(wireHello, hi.payload())
+		p.await(wireHello, 0)
+		p.say(wireAccept, []byte{1})
+		p.say(wireReaped, wireStamps([]byte{0}))
+		p.await(wirePull, 9)
+		p.say(wirePage, wireFullPage(hi.epoch, 9))
+		p.await(wirePull, 9)
+		merges, goOn := make(chan struct{}), make(chan struct{})
+		n.disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
+			if op == simtest.OpWrite {
+				n.disk.SetFault(nil)
+				close(merges)
+				<-goOn
+			}
+			return nil
+		})
+		large := wireEntry{key: "key", clock: 1, origin: hi.epoch, value: strings.Repeat("x", 20_000)} // hear leaves it to pull
+		p.say(wirePage, large.append(append(wireStamps(wirePlace([]byte{0}, hi.epoch, 10)), 1)))
+		<-merges
+		p.say(wireReaped, wireStamps([]byte{0}, wireStamp{uint64(unseen.Origin), unseen.Clock}))
+		p.say(wirePing, []byte{7})
+		p.await(wirePong, 10) // it has read what came before
+		close(goOn)
+		status := func() replicator.PeerStatus { return n.peer(p.LocalAddr().String()) }
+		until(t, "stale", func() bool { return status().State == replicator.StateStale })
+
+		c.net.Heal()
+		pull := p.await(wirePull, 10)
+		require.Zero(t, pull[0]&1, "it waits for something new")
+		p.say(wirePage, wirePageTo(hi.epoch, 10))
+		p.answerPings(9)
+		require.NoError(t, n.sync())
+		require.Equal(t, replicator.StateInSync, status().State)
+	})
+}
+
 // TestRejoinMeetsBelatedDeletion: where the peer has forgotten that it deleted a key, it has
 // taken in an earlier deletion from elsewhere. A value from between the two was deleted if the
 // peer had seen it, whichever side rejoins. Else it is put again, for somebody may still have
@@ -160,8 +217,10 @@ func TestRejoinMeetsBelatedDeletion(t *testing.T) {
 				require.Equal(t, !of.unseen, old.index()["k"].Deleted, "the deletion takes the place of the value")
 				witness.open()
 				if of.both { // what the hub takes over, they have not seen
-					require.NoError(t, second(other.r.Rejoin(t.Context(), hub.name, nil)))
-					require.NoError(t, second(witness.r.Rejoin(t.Context(), hub.name, nil)))
+					for _, n := range []*node{other, witness} {
+						until(t, "the hub has told", func() bool { return n.peer(hub.name).Stale != nil })
+						require.NoError(t, second(n.r.Rejoin(t.Context(), hub.name, nil)))
+					}
 				}
 				c.nodes = all
 				c.converge()

@@ -420,7 +420,7 @@ func (s *modelState) arrive(i, j int, p *page) (err error) {
 	l := s.pull(i, j)
 	u := l.puller
 	u.s = s.session(i, j)
-	u.heard, u.arbiter = vector{}, arbiter{peer: u.s.server, heard: vector{}}
+	u.heard, u.hearing, u.arbiter = vector{}, 0, arbiter{peer: u.s.server}
 	if s.left.reaping {
 		u.giver.reaped = func() *vector { return nil }
 	}

@@ -188,7 +188,7 @@ func (u *puller) takeFound(r *reply, entries []entry) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	c.hear, c.from = u.heard.stamps(), u.s.hello.id
+	c.hear, c.from = u.makersKnew(), u.s.hello.id
 	if err := u.commit(c, &blind, nil); err != nil {
 		return 0, err
 	}

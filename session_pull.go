@@ -48,6 +48,7 @@ type puller struct {
 	blind      blindness
 	arbiter    arbiter
 	heard      vector // what the makers of entries that are yet to be merged may have known
+	hearing    uint64 // the number of the peer's hearsay that is in it
 	full       bool   // a pull of everything was part of it
 	began      bool   // it is known whether the scan under way is a first sync
 	first      *firstSync
@@ -63,7 +64,7 @@ type puller struct {
 
 func newPuller(s *session) *puller {
 	return &puller{
-		s: s, c: s.record.place(), arbiter: arbiter{peer: s.server, heard: vector{}}, heard: vector{},
+		s: s, c: s.record.place(), arbiter: arbiter{peer: s.server}, heard: vector{},
 		giver: giver{reaped: s.reaped.Load},
 	}
 }
@@ -268,7 +269,8 @@ func (u *puller) hear(p *page) error {
 	return u.hearOf(p.heard)
 }
 
-// hearOf takes in what the peer has heard, which it need not have.
+// hearOf takes in what the peer has heard, which it need not have. The peer tells it once in
+// a session, so it is for all pullers of that.
 func (u *puller) hearOf(heard []Stamp) error {
 	if err := u.s.checkClocks("vector", heard); err != nil {
 		return err
@@ -278,9 +280,15 @@ func (u *puller) hearOf(heard []Stamp) error {
 			return u.s.y.suspectImage()
 		}
 	}
-	u.heard.join(heard)
-	u.arbiter.heard.join(heard)
-	return checkOrigins(len(u.arbiter.heard))
+	return checkOrigins(u.s.server.tellHearsay(heard))
+}
+
+// makersKnew returns what the makers of entries that are about to be merged may have known.
+func (u *puller) makersKnew() []Stamp {
+	news, number := u.s.server.hearsayAfter(u.hearing)
+	u.heard.join(news)
+	u.hearing = number
+	return u.heard.stamps()
 }
 
 // beginFirst finds out whether a scan is a first sync, when there is more of it to come.
@@ -337,7 +345,7 @@ func (u *puller) examine(p *page) (*candidates, error) {
 			return nil, fmt.Errorf("%w: page: an entry came to win while others were fetched", ErrProtocol)
 		}
 	}
-	c.hear, c.from = u.heard.stamps(), s.hello.id
+	c.hear, c.from = u.makersKnew(), s.hello.id
 	return c, nil
 }
 
@@ -506,7 +514,7 @@ func (u *puller) fetchKeys(keys [][]byte) (answered uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	c.hear, c.from = append(s.server.known().stamps(), u.heard.stamps()...), s.hello.id
+	c.hear, c.from = append(s.server.known().stamps(), u.makersKnew()...), s.hello.id
 	if c.missing() != nil {
 		return 0, fmt.Errorf("%w: values: an entry comes without its value", ErrProtocol)
 	}

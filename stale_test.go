@@ -98,58 +98,94 @@ func TestRejoinUnanswered(t *testing.T) {
 	})
 }
 
-// TestFitsAgain: a replica learns that it is stale while it merges a page. Once it has caught
-// up through another peer, the first pull must not wait for something new: there may be
-// nothing, and SyncNow, and the state, wait for the answer.
+// fitAgain has n learn that it is stale while it merges a page of a peer that is made by
+// hand. It catches up through good, and asks for the next page: fitAgain returns the pull.
+// The page before that came with some pairs that were heard there.
+func (c *cluster) fitAgain(hi wireHi, heard ...wireStamp) (p *wirePeer, pull []byte) {
+	n, good := c.nodes[0], c.nodes[1]
+	c.link(0, 1)
+	c.open()
+	n.put("own", "value")
+	good.put("good", "value")
+	require.NoError(c.t, n.sync())
+	c.net.Isolate(good.name)
+	good.put("more", "value")
+	unseen := good.index()["more"].Stamp
+
+	hi.flags |= 2
+	p = c.dialHostile("n9", n, false)
+	p.say(wireHello, hi.payload())
+	p.await(wireHello, 0)
+	p.say(wireAccept, []byte{1})
+	p.say(wireReaped, wireStamps([]byte{0}))
+	p.await(wirePull, 9)
+	p.say(wirePage, wireFullPage(hi.epoch, 9))
+	p.await(wirePull, 9)
+	merges, goOn := make(chan struct{}), make(chan struct{})
+	n.disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
+		if op == simtest.OpWrite {
+			n.disk.SetFault(nil)
+			close(merges)
+			<-goOn
+		}
+		return nil
+	})
+	page := wireStamps(wirePlace([]byte{0}, hi.epoch, 10))
+	if len(heard) > 0 {
+		page[0] = 32
+		page = wireStamps(page, heard...)
+	}
+	large := wireEntry{key: "large", clock: 1, origin: hi.epoch, value: strings.Repeat("x", 20_000)} // hear leaves it to pull
+	p.say(wirePage, large.append(append(page, 1)))
+	<-merges
+	p.say(wireReaped, wireStamps([]byte{0}, wireStamp{uint64(unseen.Origin), unseen.Clock}))
+	p.say(wirePing, []byte{7})
+	p.await(wirePong, 10) // it has read what came before
+	close(goOn)
+	until(c.t, "stale", func() bool { return n.peer(p.LocalAddr().String()).State == replicator.StateStale })
+	c.net.Heal()
+	return p, p.await(wirePull, 10)
+}
+
+// TestFitsAgain: the first pull of a replica that fits again must not wait for something
+// new. There may be nothing, and SyncNow, and the state, wait for the answer.
 func TestFitsAgain(t *testing.T) {
 	t.Parallel()
 	inCluster(t, 2, func(t *testing.T, c *cluster) {
-		c.link(0, 1)
-		n, good := c.nodes[0], c.nodes[1]
-		c.open()
-		n.put("own", "value")
-		good.put("good", "value")
-		require.NoError(t, n.sync())
-		c.net.Isolate(good.name)
-		good.put("more", "value")
-		unseen := good.index()["more"].Stamp
-
 		hi := newWireHi()
-		hi.flags |= 2
-		p := c.dialHostile("n9", n, false)
-		p.say(wireHello, hi.payload())
-		p.await(wireHello, 0)
-		p.say(wireAccept, []byte{1})
-		p.say(wireReaped, wireStamps([]byte{0}))
-		p.await(wirePull, 9)
-		p.say(wirePage, wireFullPage(hi.epoch, 9))
-		p.await(wirePull, 9)
-		merges, goOn := make(chan struct{}), make(chan struct{})
-		n.disk.SetFault(func(op simtest.Op, _ storage.FileDesc, _ int64) error {
-			if op == simtest.OpWrite {
-				n.disk.SetFault(nil)
-				close(merges)
-				<-goOn
-			}
-			return nil
-		})
-		large := wireEntry{key: "key", clock: 1, origin: hi.epoch, value: strings.Repeat("x", 20_000)} // hear leaves it to pull
-		p.say(wirePage, large.append(append(wireStamps(wirePlace([]byte{0}, hi.epoch, 10)), 1)))
-		<-merges
-		p.say(wireReaped, wireStamps([]byte{0}, wireStamp{uint64(unseen.Origin), unseen.Clock}))
-		p.say(wirePing, []byte{7})
-		p.await(wirePong, 10) // it has read what came before
-		close(goOn)
-		status := func() replicator.PeerStatus { return n.peer(p.LocalAddr().String()) }
-		until(t, "stale", func() bool { return status().State == replicator.StateStale })
-
-		c.net.Heal()
-		pull := p.await(wirePull, 10)
+		p, pull := c.fitAgain(hi)
 		require.Zero(t, pull[0]&1, "it waits for something new")
 		p.say(wirePage, wirePageTo(hi.epoch, 10))
-		p.answerPings(9)
+		p.answerPings(10)
+		n := c.nodes[0]
 		require.NoError(t, n.sync())
-		require.Equal(t, replicator.StateInSync, status().State)
+		require.Equal(t, replicator.StateInSync, n.peer(p.LocalAddr().String()).State)
+	})
+}
+
+// TestHeardOutlastsStaleness: a peer tells once in a session what it has heard. A replica
+// that was stale meanwhile has not forgotten it.
+func TestHeardOutlastsStaleness(t *testing.T) {
+	t.Parallel()
+	inCluster(t, 2, func(t *testing.T, c *cluster) {
+		var conflicts []replicator.Conflict
+		c.with(func(o *replicator.Options) {
+			o.OnConflict = func(found replicator.Conflict) { conflicts = append(conflicts, found) }
+		})
+		hi := newWireHi()
+		n := c.nodes[0]
+		n.open()
+		n.put("key", "here")
+		here := n.index()["key"].Stamp
+		n.close()
+		p, _ := c.fitAgain(hi, wireStamp{uint64(here.Origin), here.Clock})
+		later := wireEntry{key: "key", clock: here.Clock + 100, origin: hi.epoch, value: "there"}
+		p.say(wirePage, later.append(append(wireStamps(wirePlace([]byte{0}, hi.epoch, 11)), 1)))
+		p.answerPings(11)
+		until(t, "merged", func() bool { value, _ := n.get("key"); return value == "there" })
+		time.Sleep(time.Second)
+		require.Len(t, conflicts, 1)
+		require.True(t, conflicts[0].Uncertain, "whoever wrote it may have known what it replaced")
 	})
 }
 

@@ -122,8 +122,7 @@ func (q *conflicts) run(ctx context.Context) {
 // here, there is what was *heard*: it covers everything that the makers of what is here
 // knew. What a vector does not cover, but was heard, may have been known.
 type arbiter struct {
-	peer    *server // what the peer knows, as it has told
-	heard   vector  // what the peer has heard besides
+	peer    *server // what the peer knows and has heard, as it has told
 	covered uint64  // the peer knows all records here up to this one
 	before  vector  // what was heard here before the scan that is under way
 	head    uint64  // own head then; 0: there is no scan
@@ -218,7 +217,7 @@ func (d *store) findConflicts(x *section, c *candidates) error {
 			if j.knows(here.Stamp) {
 				continue
 			}
-			conflict = Conflict{Won: e.Version, Lost: here.Version, LostHere: true, Uncertain: j.heard.mayCover(here.Stamp)}
+			conflict = Conflict{Won: e.Version, Lost: here.Version, LostHere: true, Uncertain: j.peer.mayKnow(here.Stamp)}
 		} else {
 			if d.coversInside(e.Stamp) {
 				continue

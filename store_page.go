@@ -60,11 +60,13 @@ type server struct {
 	mu      sync.Mutex           // guards what follows
 	peer    vector               // what the peer knows
 	shipped vector               // of that, what pages of this session have told it
+	hearsay vector               // what the peer has heard besides; it tells that once
+	hearing uint64               // a number that changes with hearsay
 	fed     map[Origin]time.Time // when the peer last knew more of an origin than it was told here
 }
 
 func newServer(d *store) *server {
-	return &server{d: d, heard: vector{}, peer: vector{}, shipped: vector{}, fed: map[Origin]time.Time{}}
+	return &server{d: d, heard: vector{}, peer: vector{}, shipped: vector{}, hearsay: vector{}, fed: map[Origin]time.Time{}}
 }
 
 // tell notes what the peer knows, and returns of how many origins it does.
@@ -80,6 +82,36 @@ func (v *server) tell(known []Stamp) (origins int) {
 		}
 	}
 	return len(v.peer)
+}
+
+// tellHearsay notes what the peer has heard besides, and returns of how many origins it has.
+func (v *server) tellHearsay(heard []Stamp) (origins int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, s := range heard {
+		if v.hearsay.raise(s) {
+			v.hearing++
+		}
+	}
+	return len(v.hearsay)
+}
+
+// hearsayAfter returns what the peer has heard besides and the number of that, or nothing
+// if the number is still the same.
+func (v *server) hearsayAfter(number uint64) ([]Stamp, uint64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.hearing == number {
+		return nil, number
+	}
+	return v.hearsay.stamps(), v.hearing
+}
+
+// mayKnow reports whether the peer may know a change that its vector does not cover.
+func (v *server) mayKnow(s Stamp) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.hearsay.mayCover(s)
 }
 
 // heldUntil returns until when a record that others made is held back from the peer:

@@ -237,6 +237,6 @@ func (u *puller) mend(entries []entry) error {
 	if err != nil {
 		return err
 	}
-	c.hear, c.from = append(u.s.server.known().stamps(), u.heard.stamps()...), u.s.hello.id
+	c.hear, c.from = append(u.s.server.known().stamps(), u.makersKnew()...), u.s.hello.id
 	return u.commit(c, &blind, nil)
 }

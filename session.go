@@ -119,6 +119,9 @@ type session struct {
 		number uint64 // by the number of the own reap vector
 		any    bool   // it was told
 		fits   fitting
+
+		rejoins atomic.Bool // the peer was told that this replica rejoins by itself
+		anew    atomic.Bool // pull has found that this has changed
 	}
 
 	fetching turn                        // held while values are fetched

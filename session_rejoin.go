@@ -24,13 +24,16 @@ const (
 
 var errNoReaps = fmt.Errorf("%w: deletions were forgotten here (Options.TombstoneAge), and the peer's version can't tell whether it has seen them: update it", ErrRefused)
 
-// tellReaped states what was reaped here, unless nothing has changed since the last time.
-// It is called by open, and then by serve.
+// tellReaped states what was reaped here, and whether this replica rejoins by itself, unless
+// nothing has changed since the last time. It is called by open, and then by serve.
 func (s *session) tellReaped() error {
 	t := &s.reaps
-	if !s.hello.reaps || t.any && s.store.known.reapsNow() == t.number {
+	if !s.hello.reaps || t.any && !t.anew.Load() && s.store.known.reapsNow() == t.number {
 		return nil
 	}
+	t.anew.Store(false)
+	rejoins := s.rejoinsItself()
+	t.rejoins.Store(rejoins)
 	reaped, number := s.store.known.reapedNow()
 	news := vector{}
 	for o, clock := range reaped {
@@ -39,7 +42,7 @@ func (s *session) tellReaped() error {
 		}
 	}
 	t.told, t.number, t.any = reaped, number, true
-	for _, payload := range reapedFrames(news.stamps(), s.rejoinsItself(), s.own.epoch) {
+	for _, payload := range reapedFrames(news.stamps(), rejoins, s.own.epoch) {
 		if err := s.send(frameReaped, payload); err != nil {
 			return err
 		}
@@ -165,7 +168,12 @@ func (u *puller) fit() (waited bool, err error) {
 			break
 		}
 		here, there := s.stale()
-		if here && s.rejoinsItself() {
+		rejoins := s.rejoinsItself()
+		if rejoins != s.reaps.rejoins.Load() {
+			s.reaps.anew.Store(true)
+			signal(s.look)
+		}
+		if here && rejoins {
 			s.record.isStale(here, there, s.reaped.Load(), time.Now())
 			switch err := s.tryRejoin(&rejoinCall{ctx: s.ctx}); {
 			case err == nil:
@@ -262,13 +270,13 @@ func (s *session) whyStale(here, there bool) error {
 
 // park notes, and logs once, that nothing is exchanged.
 func (s *session) park(here, there bool) {
-	first := s.record.isStale(here, there, s.reaped.Load(), time.Now())
+	s.record.isStale(here, there, s.reaped.Load(), time.Now())
 	err := s.whyStale(here, there)
 	if err == nil {
 		return // it is about to rejoin
 	}
 	s.note(func() { s.state, s.parked = StateStale, err })
-	if first {
+	if s.record.warnsOf(err) {
 		s.warnStale(err, "waiting", s.store.known.unknownTo(s.server.known(), s.record.statement().merged.seq))
 	}
 }

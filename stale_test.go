@@ -189,6 +189,63 @@ func TestHeardOutlastsStaleness(t *testing.T) {
 	})
 }
 
+// TestStaleIsToldAnew: a replica has told that it rejoins by itself. When that is no longer
+// so, it says so, and whoever waits for it gives advice, which was not needed before.
+func TestStaleIsToldAnew(t *testing.T) {
+	t.Parallel()
+	hi := newWireHi()
+	hi.flags |= 2
+	const rejoins = 2
+	t.Run("by the one that is stale", func(t *testing.T) {
+		t.Parallel()
+		inCluster(t, 2, func(t *testing.T, c *cluster) {
+			c.open()
+			n, good := c.nodes[0], c.nodes[1]
+			good.put("good", "value")
+			p := c.dialHostile("n9", n, false)
+			p.say(wireHello, hi.payload())
+			p.await(wireHello, 0)
+			p.say(wireAccept, []byte{1})
+			p.say(wireReaped, wireStamps([]byte{0}, wireStamp{hi.epoch, 9}))
+			require.EqualValues(t, rejoins, p.await(wireReaped, 0)[0], "it is young")
+			p.await(wireQuestion, 0)
+			n.put("own", "value")
+			p.say(wireReply, []byte{4}) // it is adopting: later
+			require.NoError(t, n.r.AddPeer(good.name, nil))
+			require.Zero(t, p.await(wireReaped, 0)[0], "it has merged something else")
+			p.answerPings(0)
+			require.NotNil(t, n.peer(p.LocalAddr().String()).Stale)
+		})
+	})
+	t.Run("to the one that waits", func(t *testing.T) {
+		t.Parallel()
+		inCluster(t, 2, func(t *testing.T, c *cluster) {
+			var log logBuffer
+			c.mesh().reaping(10 * time.Second).with(func(o *replicator.Options) { o.Logger = textLogger(&log) }).open()
+			n := c.nodes[0]
+			n.put("key", "value")
+			n.delete("key")
+			c.converge()
+			c.reaped()
+			p := c.dialHostile("n9", n, false)
+			p.say(wireHello, hi.payload())
+			p.await(wireHello, 0)
+			p.say(wireAccept, []byte{1})
+			p.say(wireReaped, wireStamps([]byte{rejoins}))
+			p.answerPings(0)
+			time.Sleep(time.Second)
+			require.Nil(t, n.peer(p.LocalAddr().String()).Stale)
+			require.NotContains(t, log.String(), "nothing is exchanged")
+			p.say(wireReaped, wireStamps([]byte{0}))
+			time.Sleep(time.Second)
+			stale := n.peer(p.LocalAddr().String()).Stale
+			require.NotNil(t, stale)
+			require.True(t, stale.There)
+			require.Equal(t, 1, strings.Count(log.String(), "nothing is exchanged"))
+		})
+	})
+}
+
 // TestRejoinMeetsBelatedDeletion: where the peer has forgotten that it deleted a key, it has
 // taken in an earlier deletion from elsewhere. A value from between the two was deleted if the
 // peer had seen it, whichever side rejoins. Else it is put again, for somebody may still have

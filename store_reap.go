@@ -454,10 +454,11 @@ type staleness struct {
 	here, there bool      // which side has not seen a deletion that the other one has forgotten
 	since       time.Time // zero: none of them
 	reaped      *vector   // what the peer has reaped, as it last told
+	warned      error     // why, as the log has told
 }
 
-// isStale notes which side is stale, and reports whether that is news.
-func (p *peerRecord) isStale(here, there bool, reaped *vector, now time.Time) (news bool) {
+// isStale notes which side is stale.
+func (p *peerRecord) isStale(here, there bool, reaped *vector, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	before := p.stale
@@ -465,9 +466,18 @@ func (p *peerRecord) isStale(here, there bool, reaped *vector, now time.Time) (n
 	case !here && !there:
 		p.stale = staleness{}
 	case before.since.IsZero():
-		p.stale = staleness{here, there, now, reaped}
+		p.stale = staleness{here, there, now, reaped, nil}
 	default:
-		p.stale = staleness{here, there, before.since, reaped}
+		p.stale = staleness{here, there, before.since, reaped, before.warned}
 	}
-	return here != before.here || there != before.there
+}
+
+// warnsOf notes that the log tells why nothing is exchanged, and reports whether that is
+// news.
+func (p *peerRecord) warnsOf(why error) (news bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	news = p.stale.warned != why
+	p.stale.warned = why
+	return news
 }

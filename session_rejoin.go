@@ -343,6 +343,9 @@ func (s *session) rejoin(call *rejoinCall) (done Rejoined, err error) {
 		return done, err
 	}
 	defer j.end()
+	if call.over == nil && !s.rejoinsItself() {
+		return done, nil // meanwhile, it has rejoined with another peer, and is not new any more
+	}
 	watching, over := context.WithCancel(s.ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() { s.watchRejoin(watching) })

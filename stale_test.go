@@ -246,6 +246,46 @@ func TestStaleIsToldAnew(t *testing.T) {
 	})
 }
 
+// TestRejoinOfTheNew: a new replica rejoins with two peers by itself. Once it has rejoined with
+// one of them, it is not new any more: what it has is not dropped unasked.
+func TestRejoinOfTheNew(t *testing.T) {
+	t.Parallel()
+	inCluster(t, 3, func(t *testing.T, c *cluster) {
+		hub, other, n := c.nodes[0], c.nodes[1], c.nodes[2]
+		c.link(0, 1)
+		c.reaping(10 * time.Second)
+		c.nodes = c.nodes[:2]
+		c.open()
+		hub.put("key", "value")
+		hub.put("gone", "value")
+		hub.delete("gone")
+		c.converge()
+		c.reaped()
+		other.close()
+		c.nodes = append(c.nodes, n)
+		c.net.SetDelay(hub.name, n.name, time.Second)
+		n.peers = []string{hub.name}
+		n.open()
+		until(t, "it rejoins", func() bool { return n.peer(hub.name).State == replicator.StatePullingInFull })
+
+		hi := newWireHi()
+		hi.flags |= 2
+		p := c.dialHostile("n9", n, false)
+		p.say(wireHello, hi.payload())
+		p.await(wireHello, 0)
+		p.say(wireAccept, []byte{1})
+		p.say(wireReaped, wireStamps([]byte{0}, wireStamp{hi.epoch, 9}))
+		p.answerPings(0)
+		until(t, "it has rejoined", func() bool { return n.inSync(hub.name) })
+		time.Sleep(time.Second)
+		status := n.peer(p.LocalAddr().String())
+		require.Equal(t, replicator.StateStale, status.State)
+		require.Contains(t, status.Stale.Advice, "call Rejoin here")
+		_, has := n.get("key")
+		require.True(t, has)
+	})
+}
+
 // TestRejoinMeetsBelatedDeletion: where the peer has forgotten that it deleted a key, it has
 // taken in an earlier deletion from elsewhere. A value from between the two was deleted if the
 // peer had seen it, whichever side rejoins. Else it is put again, for somebody may still have

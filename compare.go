@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -56,8 +57,8 @@ func (y *syncer) compareWith(ctx context.Context, name string, repair bool) (d D
 	repaired := 0 // in sessions that have ended
 	for try := 1; ; try++ {
 		s, err := y.reach(ctx, name)
-		if err != nil {
-			return Difference{}, err
+		if over := y.over(); err != nil || over != nil {
+			return Difference{}, cmp.Or(over, err)
 		}
 		d = Difference{Equal: true}
 		head, err := y.settle(ctx, s)
@@ -70,7 +71,7 @@ func (y *syncer) compareWith(ctx context.Context, name string, repair bool) (d D
 			return d, nil
 		}
 		repaired += d.Repaired
-		if over := context.Cause(y.ctx); over != nil {
+		if over := y.over(); over != nil {
 			return Difference{}, over
 		}
 		if ctx.Err() == nil && try < tries && err == errMoved {

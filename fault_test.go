@@ -215,6 +215,8 @@ func (k faultKind) checkStopped(t *testing.T, l *life, journal *atomic.Int64) {
 	for name, err := range map[string]error{
 		"put": r.Put([]byte("late"), nil, nil), "delete": r.Delete([]byte("late"), withSync),
 		"write": r.Write(&b, nil), "sync": l.victim.sync(),
+		"compare": second(r.Compare(t.Context(), l.victim.peers[0])), "repair": second(r.Repair(t.Context(), l.victim.peers[0])),
+		"rejoin": second(r.Rejoin(t.Context(), l.victim.peers[0], nil)),
 	} {
 		assert.ErrorIs(t, err, replicator.ErrFailed, name)
 		assert.ErrorContains(t, err, k.err.Error(), name)

@@ -415,8 +415,9 @@ func (r *Replicator) SyncNow(ctx context.Context) error { return r.syncer.syncNo
 // seen, and does not keep any more, is no difference. Values are not looked at; see
 // Digest.
 //
-// It returns the error of ctx, ErrClosed, ErrUnknownPeer, or a *PeerError. While keys are
-// being adopted on one of the sides, it fails; see Status.
+// It returns the error of ctx, ErrFailed after a failed write here, ErrClosed,
+// ErrUnknownPeer, or a *PeerError. While keys are being adopted on one of the sides, it
+// fails; see Status.
 func (r *Replicator) Compare(ctx context.Context, peer string) (Difference, error) {
 	return r.compare(ctx, peer, false)
 }
@@ -487,7 +488,8 @@ func (r *Replicator) Verify(ctx context.Context, o *VerifyOptions) (Report, erro
 //
 // A rejoin that is cut off has merged some changes and dropped nothing; call it again. If
 // this replica is not stale, Rejoin does nothing. If the peer is, it returns ErrStale: call
-// Rejoin there. It returns the error of ctx, ErrClosed, ErrUnknownPeer, or a *PeerError.
+// Rejoin there. It returns the error of ctx, ErrFailed after a failed write here, ErrClosed,
+// ErrUnknownPeer, or a *PeerError.
 func (r *Replicator) Rejoin(ctx context.Context, peer string, o *RejoinOptions) (Rejoined, error) {
 	if !r.gate.enter() {
 		return Rejoined{}, ErrClosed

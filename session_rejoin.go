@@ -455,14 +455,14 @@ func (y *syncer) rejoinWith(ctx context.Context, name string, o *RejoinOptions) 
 	const tries = 3
 	for try := 1; ; try++ {
 		s, err := y.reach(ctx, name)
-		if err != nil {
-			return Rejoined{}, err
+		if over := y.over(); err != nil || over != nil {
+			return Rejoined{}, cmp.Or(over, err)
 		}
 		done, err := s.callRejoin(ctx, o)
 		if err == nil {
 			return done, nil
 		}
-		if over := context.Cause(y.ctx); over != nil {
+		if over := y.over(); over != nil {
 			return Rejoined{}, over
 		}
 		if ctx.Err() == nil && try < tries && isLater(err) {

@@ -1,6 +1,7 @@
 package replicator
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -107,6 +108,10 @@ func (y *syncer) heed() {
 		y.cancel(err)
 	}
 }
+
+// over returns why nothing is exchanged any more: a write has failed, which sessions may not
+// have heard yet, or Close was called. Otherwise, it returns nil.
+func (y *syncer) over() error { return cmp.Or(y.store.failure(), context.Cause(y.ctx)) }
 
 // quicken raises the frequency of contacts after local writes.
 func (y *syncer) quicken() {

@@ -46,17 +46,20 @@ func TestVerifyFinds(t *testing.T) {
 		require.NoError(t, err)
 		return value
 	}
-	for kind, damage := range map[replicator.DisagreementKind]func(db *leveldb.DB) error{
-		replicator.MissingValue:  func(db *leveldb.DB) error { return db.Delete([]byte("b"), nil) },
-		replicator.UnknownValue:  func(db *leveldb.DB) error { return db.Put([]byte("zz"), nil, nil) },
-		replicator.DeletedValue:  func(db *leveldb.DB) error { return db.Put([]byte("gone"), nil, nil) },
-		replicator.ChangedValue:  func(db *leveldb.DB) error { return db.Put([]byte("adopted"), []byte("other"), nil) },
-		replicator.MissingRecord: func(db *leveldb.DB) error { return db.Delete(logRowOf(4), nil) },
-		replicator.WrongRecord:   func(db *leveldb.DB) error { return db.Put(logRowOf(4), raw(db, logRowOf(3)), nil) },
-		replicator.UnknownRecord: func(db *leveldb.DB) error { return db.Put(logRowOf(9), append(raw(db, logRowOf(5)), 'x'), nil) },
-		replicator.UnreadableRow: func(db *leveldb.DB) error { return db.Put(rowOf('i', "b"), []byte("?"), nil) },
+	for name, damage := range map[string]func(db *leveldb.DB) error{
+		string(replicator.MissingValue):                     func(db *leveldb.DB) error { return db.Delete([]byte("b"), nil) },
+		string(replicator.UnknownValue):                     func(db *leveldb.DB) error { return db.Put([]byte("zz"), nil, nil) },
+		string(replicator.DeletedValue):                     func(db *leveldb.DB) error { return db.Put([]byte("gone"), nil, nil) },
+		string(replicator.ChangedValue):                     func(db *leveldb.DB) error { return db.Put([]byte("adopted"), []byte("other"), nil) },
+		string(replicator.MissingRecord):                    func(db *leveldb.DB) error { return db.Delete(logRowOf(4), nil) },
+		string(replicator.WrongRecord):                      func(db *leveldb.DB) error { return db.Put(logRowOf(4), raw(db, logRowOf(3)), nil) },
+		string(replicator.UnknownRecord):                    func(db *leveldb.DB) error { return db.Put(logRowOf(9), append(raw(db, logRowOf(5)), 'x'), nil) },
+		string(replicator.UnreadableRow):                    func(db *leveldb.DB) error { return db.Put(rowOf('i', "b"), []byte("?"), nil) },
+		string(replicator.WrongRecord) + ", an earlier one": func(db *leveldb.DB) error { return db.Put(logRowOf(6), raw(db, logRowOf(5)), nil) },
 	} {
-		t.Run(strings.ReplaceAll(string(kind), " ", "_"), func(t *testing.T) {
+		of, _, _ := strings.Cut(name, ",")
+		kind := replicator.DisagreementKind(of)
+		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
 			inBubble(t, func(t *testing.T) {
 				db := memDB(t)
 				require.NoError(t, db.Put([]byte("adopted"), []byte("v"), nil))
@@ -85,6 +88,29 @@ func TestVerifyFinds(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestVerifyFromTheFloor: records below the floor have expired, and the one at the floor has
+// not.
+func TestVerifyFromTheFloor(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		db := memDB(t)
+		r := wrap(t, db, nil)
+		for _, key := range []string{"a", "b", "c", "d", "e"} {
+			require.NoError(t, r.Put([]byte(key), nil, nil))
+		}
+		require.NoError(t, r.Close())
+		require.NoError(t, replicator.ExpireLog(db, 3))
+		r = wrap(t, db, nil)
+		report, err := r.Verify(t.Context(), nil)
+		require.NoError(t, err)
+		require.True(t, report.OK)
+		require.EqualValues(t, 3, report.Records)
+		require.NoError(t, db.Delete(logRowOf(3), nil))
+		report, err = r.Verify(t.Context(), nil)
+		require.NoError(t, err)
+		require.Equal(t, map[replicator.DisagreementKind][2]int64{replicator.MissingRecord: {1, 0}}, findings(report))
+	})
 }
 
 // TestVerifySamples bounds what is shown, and tells how far it has come.
@@ -458,6 +484,31 @@ func TestVerifyRepairsMany(t *testing.T) {
 		report := n.verify(&replicator.VerifyOptions{Repair: true})
 		require.Equal(t, map[replicator.DisagreementKind][2]int64{replicator.MissingValue: {623, 623}}, findings(report))
 		require.Equal(t, source.state(), n.state())
+	})
+}
+
+// TestVerifyForgetsSums: a row that can't be read goes, and nobody has its key. It is in no
+// fingerprint any more.
+func TestVerifyForgetsSums(t *testing.T) {
+	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		c.open()
+		source.fill("key", 0, 20, 0)
+		c.settleDown()
+		keys := func() int64 {
+			shown := n.r.Status().Fingerprint
+			if shown == nil || shown.Head != n.r.Status().Head {
+				return -1
+			}
+			return int64(shown.Keys)
+		}
+		untilWithin(t, 10*time.Minute, "the fingerprint is known", func() bool { return keys() == 20 })
+		require.NoError(t, replicator.LoseKeys(source.db, "key00003"))
+		require.NoError(t, n.db.Delete([]byte("key00003"), nil))
+		require.NoError(t, n.db.Put(rowOf('i', "key00003"), []byte("?"), nil))
+		report := n.verify(&replicator.VerifyOptions{Repair: true})
+		require.EqualValues(t, 1, findings(report)[replicator.UnreadableRow][1])
+		n.put("another", "value")
+		untilWithin(t, 10*time.Minute, "the fingerprint follows", func() bool { return keys() == 20 })
 	})
 }
 

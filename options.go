@@ -324,24 +324,23 @@ func (o *Options) Validate() error {
 			bad("Peers: %w", err)
 		}
 	}
-	if o.MaxHandshakes < 0 || o.MaxSessions < 0 || o.MaxSessionsPerAddr < 0 {
-		bad("a negative limit of handshakes or sessions")
+	negative := func(name string, value int64) {
+		if value < 0 {
+			bad("%s is negative", name)
+		}
 	}
+	negative("MaxHandshakes", int64(o.MaxHandshakes))
+	negative("MaxSessions", int64(o.MaxSessions))
+	negative("MaxSessionsPerAddr", int64(o.MaxSessionsPerAddr))
 	if o.Clock != Lamport && o.Clock != Hybrid {
 		bad("Clock %d is neither Lamport nor Hybrid", int(o.Clock))
 	}
 	if o.MaxSkew < 0 || o.MaxSkew > 0 && o.MaxSkew < minMaxSkew {
 		bad("MaxSkew %v is below %v", o.MaxSkew, minMaxSkew)
 	}
-	if o.MaxLogAge < 0 {
-		bad("MaxLogAge is negative")
-	}
-	if o.TombstoneAge < 0 {
-		bad("TombstoneAge is negative")
-	}
-	if o.BacklogBytes < 0 {
-		bad("BacklogBytes is negative")
-	}
+	negative("MaxLogAge", int64(o.MaxLogAge))
+	negative("TombstoneAge", int64(o.TombstoneAge))
+	negative("BacklogBytes", int64(o.BacklogBytes))
 	if len(o.LocalPrefix) > maxLocalPrefix {
 		bad("LocalPrefix is longer than %d bytes", maxLocalPrefix)
 	}
@@ -351,9 +350,9 @@ func (o *Options) Validate() error {
 	if len(o.Name) > maxName {
 		bad("Name is longer than %d bytes", maxName)
 	}
-	if o.MinInterval < 0 || o.MaxInterval < 0 || o.Timeout < 0 {
-		bad("a negative interval or timeout")
-	}
+	negative("MinInterval", int64(o.MinInterval))
+	negative("MaxInterval", int64(o.MaxInterval))
+	negative("Timeout", int64(o.Timeout))
 	if d := o.withDefaults(); d.MinInterval > d.MaxInterval {
 		bad("MinInterval %v is above MaxInterval %v", d.MinInterval, d.MaxInterval)
 	}

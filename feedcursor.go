@@ -78,7 +78,7 @@ func (c *Cursor) UnmarshalText(text []byte) error {
 		return nil
 	}
 	if len(text) > base64.RawURLEncoding.EncodedLen(1+3*(8+binary.MaxVarintLen64)+MaxKeySize) {
-		return fmt.Errorf("replicator: cursor of %d characters", len(text))
+		return fmt.Errorf("replicator: cursor: %d characters are too many", len(text))
 	}
 	b := make([]byte, base64.RawURLEncoding.DecodedLen(len(text)))
 	if _, err := base64.RawURLEncoding.Decode(b, text); err != nil {

@@ -26,11 +26,14 @@ func (id DatabaseID) MarshalText() ([]byte, error) { return []byte(id.String()),
 
 // UnmarshalText parses the output of MarshalText.
 func (id *DatabaseID) UnmarshalText(text []byte) error {
-	if hex.DecodedLen(len(text)) != len(id) {
-		return fmt.Errorf("replicator: a database id has %d hexadecimal digits", 2*len(id))
+	var parsed DatabaseID
+	if hex.DecodedLen(len(text)) == len(parsed) {
+		if _, err := hex.Decode(parsed[:], text); err == nil {
+			*id = parsed
+			return nil
+		}
 	}
-	_, err := hex.Decode(id[:], text)
-	return err
+	return fmt.Errorf("replicator: a database id has %d hexadecimal digits, not %.40q", 2*len(id), text)
 }
 
 func newDatabaseID() (id DatabaseID) {

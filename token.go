@@ -79,7 +79,7 @@ func (t *Token) UnmarshalText(text []byte) error {
 		return nil
 	}
 	if len(text) > base64.RawURLEncoding.EncodedLen(1+binary.MaxVarintLen64+8+MaxTokenKey) {
-		return fmt.Errorf("replicator: token of %d characters", len(text))
+		return fmt.Errorf("replicator: token: %d characters are too many", len(text))
 	}
 	b := make([]byte, base64.RawURLEncoding.DecodedLen(len(text)))
 	if _, err := base64.RawURLEncoding.Decode(b, text); err != nil {

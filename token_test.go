@@ -95,6 +95,19 @@ func TestTokenText(t *testing.T) {
 	}
 }
 
+// TestIDText: an id accepts its own text only, and stays as it was where the text is another.
+func TestIDText(t *testing.T) {
+	was := replicator.DatabaseID{1, 2, 3}
+	for _, text := range []string{"", "zz", strings.Repeat("0", 31), strings.Repeat("0", 30) + "zz", strings.Repeat("0", 33)} {
+		id := was
+		require.ErrorContains(t, id.UnmarshalText([]byte(text)), "32 hexadecimal digits", text)
+		require.Equal(t, was, id, text)
+	}
+	var id replicator.DatabaseID
+	require.NoError(t, id.UnmarshalText([]byte(was.String())))
+	require.Equal(t, was, id)
+}
+
 // TestWaitFor waits for what was written elsewhere, over a replica in between.
 func TestWaitFor(t *testing.T) {
 	inCluster(t, 3, func(t *testing.T, c *cluster) {

@@ -48,7 +48,7 @@ func (r *Replicator) Backup(ctx context.Context, dir string, progress func(done,
 	ctx, cancel := r.gate.within(ctx)
 	defer cancel()
 	if err := r.backup(ctx, dir, progress); err != nil {
-		return fmt.Errorf("replicator: backup: %w", err)
+		return failed("backup", err)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package replicator
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/syndtr/goleveldb/leveldb"
 )
@@ -61,6 +62,20 @@ var (
 	ErrCursor = errors.New("replicator: the feed cannot go on from this cursor; start from the zero Cursor")
 )
 
+// errorPrefix begins the texts of the package's errors.
+const errorPrefix = "replicator: "
+
+// withoutPrefix returns the text of an error for the midst of another one.
+func withoutPrefix(text string) string { return strings.TrimPrefix(text, errorPrefix) }
+
+// failed says what has failed, unless the error is one of the package's own, which says so.
+func failed(what string, err error) error {
+	if strings.HasPrefix(err.Error(), errorPrefix) {
+		return err
+	}
+	return fmt.Errorf("%s%s: %w", errorPrefix, what, err)
+}
+
 // errDuplicate ends a connection that is not needed. A bye carries it to the peer.
 var errDuplicate = errors.New("replicator: there is a session with this peer already")
 
@@ -78,7 +93,7 @@ type PeerError struct {
 
 // Error names the peer, the operation and the cause.
 func (e *PeerError) Error() string {
-	return fmt.Sprintf("replicator: peer %s: %s: %v", e.Addr, e.Op, e.Err)
+	return fmt.Sprintf("%speer %s: %s: %s", errorPrefix, e.Addr, e.Op, withoutPrefix(fmt.Sprint(e.Err)))
 }
 
 // Unwrap returns the cause.

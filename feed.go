@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"iter"
 	"time"
 )
@@ -127,7 +126,7 @@ func (r *Replicator) nextPage(ctx context.Context, f *feed, stop func() error) e
 			if cause := stop(); cause != nil || errors.Is(err, ErrCursor) {
 				return firstError(cause, err)
 			}
-			return fmt.Errorf("replicator: feed: %w", err)
+			return failed("feed", err)
 		}
 		switch {
 		case len(f.page) > 0:

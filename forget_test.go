@@ -3,6 +3,7 @@ package replicator_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -155,7 +156,9 @@ func TestForgetErrors(t *testing.T) {
 		n.open()
 		require.ErrorIs(t, n.r.Forget(n.r.Status().ID), replicator.ErrUnknownPeer)
 		require.ErrorIs(t, n.r.Forget(replicator.DatabaseID{}), replicator.ErrUnknownPeer)
-		require.ErrorIs(t, n.r.Readmit(replicator.DatabaseID{1}), replicator.ErrUnknownPeer)
+		err := n.r.Readmit(replicator.DatabaseID{1})
+		require.ErrorIs(t, err, replicator.ErrUnknownPeer)
+		require.Equal(t, 1, strings.Count(err.Error(), "replicator: "), "%v", err)
 		require.NoError(t, n.r.Forget(replicator.DatabaseID{1}))
 		require.NoError(t, n.r.Forget(replicator.DatabaseID{1}))
 		n.hasForgotten(replicator.DatabaseID{1})

@@ -3,10 +3,8 @@ package replicator
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"iter"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/syndtr/goleveldb/leveldb"
@@ -113,22 +111,14 @@ type InspectedPeer struct {
 func Inspect(db *leveldb.DB) (Inspection, error) {
 	snap, op, err := inspect(db)
 	if err != nil {
-		return Inspection{}, inspectError(err)
+		return Inspection{}, failed("inspect", err)
 	}
 	defer snap.Release()
 	n, err := op.inspection()
 	if err != nil {
-		return Inspection{}, inspectError(err)
+		return Inspection{}, failed("inspect", err)
 	}
 	return n, nil
-}
-
-// inspectError says what failed, unless the error does.
-func inspectError(err error) error {
-	if strings.HasPrefix(err.Error(), "replicator: ") {
-		return err
-	}
-	return fmt.Errorf("replicator: inspect: %w", err)
 }
 
 // inspect returns a snapshot, and what an opening learns from it. The caller releases the
@@ -316,7 +306,7 @@ func inspectEach[T any](db *leveldb.DB, walk func(op *opening, visit func(T) boo
 		}
 		if err != nil {
 			var none T
-			yield(none, inspectError(err))
+			yield(none, failed("inspect", err))
 		}
 	}
 }

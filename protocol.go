@@ -169,7 +169,7 @@ type byeReceived struct {
 	text string
 }
 
-func (e *byeReceived) Error() string { return "the peer ended the session: " + e.text }
+func (e *byeReceived) Error() string { return "the peer ended the session: " + withoutPrefix(e.text) }
 func (e *byeReceived) Unwrap() error { return byeErrors[e.code] }
 
 func parseBye(b []byte) error {

@@ -375,7 +375,7 @@ func (r *Replicator) Forget(id DatabaseID) error {
 	}
 	defer r.gate.leave()
 	if err := r.syncer.forget(id); err != nil {
-		return fmt.Errorf("replicator: forget: %w", err)
+		return failed("forget", err)
 	}
 	return nil
 }
@@ -388,7 +388,7 @@ func (r *Replicator) Readmit(id DatabaseID) error {
 	}
 	defer r.gate.leave()
 	if err := r.store.readmit(id); err != nil {
-		return fmt.Errorf("replicator: readmit: %w", err)
+		return failed("readmit", err)
 	}
 	return nil
 }
@@ -468,7 +468,7 @@ func (r *Replicator) Verify(ctx context.Context, o *VerifyOptions) (Report, erro
 	defer cancel()
 	report, err := r.syncer.verify(ctx, o)
 	if err != nil {
-		err = fmt.Errorf("replicator: verify: %w", err)
+		err = failed("verify", err)
 	}
 	return report, err
 }

@@ -430,6 +430,12 @@ func TestUnreachable(t *testing.T) {
 		require.Empty(t, out)
 		require.Contains(t, errs, "refused")
 	}
+	r, err := replicator.OpenFile(t.TempDir(), nil, &replicator.Options{Listen: "127.0.0.1:0"})
+	require.NoError(t, err)
+	defer r.Close()
+	out, _, code = runHere(t.Context(), new(call), "check", r.Addr().String())
+	require.Equal(t, exitError, code)
+	require.Contains(t, out, "is no HTTP server", "the port of a replica is not that of its page")
 	hung := make(chan struct{})
 	slow := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-hung }))
 	defer slow.Close()

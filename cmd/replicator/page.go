@@ -54,6 +54,9 @@ func (p *page) get(ctx context.Context, part string) (*http.Response, error) {
 		return nil, err
 	}
 	answer, err := http.DefaultClient.Do(req)
+	if err != nil && strings.Contains(err.Error(), "malformed HTTP") {
+		return nil, fmt.Errorf("%s is no HTTP server: if a replica accepts its peers there, give the address of its page", u.Host)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -147,13 +147,21 @@ const (
 	byeClock   byeCode = 4 // the receiver sent a clock out of bounds
 	byeSpare   byeCode = 5 // there is a session over another connection
 	byeSelf    byeCode = 6 // the receiver has reached itself
+	byeClosed  byeCode = 7 // the sender was closed
 )
 
+// errPeerClosed is why a session ends with a peer that was closed. It is not ErrClosed, which
+// is of this side.
+var errPeerClosed = errors.New("replicator: the peer was closed")
+
 // byeErrors are the sentinels that travel.
-var byeErrors = map[byeCode]error{byeRefused: ErrRefused, byeForked: ErrCloned, byeClock: ErrClock, byeSpare: errDuplicate, byeSelf: ErrSelf}
+var byeErrors = map[byeCode]error{byeRefused: ErrRefused, byeForked: ErrCloned, byeClock: ErrClock, byeSpare: errDuplicate, byeSelf: ErrSelf, byeClosed: errPeerClosed}
 
 func appendBye(dst []byte, cause error) []byte {
 	code := byeError
+	if errors.Is(cause, ErrClosed) {
+		code = byeClosed
+	}
 	for c, err := range byeErrors {
 		if errors.Is(cause, err) {
 			code = c

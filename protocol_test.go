@@ -117,8 +117,8 @@ func wireMessages() (all []wireMessage) {
 		name string
 		err  error
 	}{
-		byeError: {"bye", ErrClosed}, byeRefused: {"bye, refused", ErrRefused}, byeForked: {"bye, forked", ErrCloned},
-		byeClock: {"bye, clock", ErrClock}, byeSpare: {"bye, spare", errDuplicate}, byeSelf: {"bye, self", ErrSelf},
+		byeError: {"bye", errRemoved}, byeRefused: {"bye, refused", ErrRefused}, byeForked: {"bye, forked", ErrCloned},
+		byeClock: {"bye, clock", ErrClock}, byeSpare: {"bye, spare", errDuplicate}, byeSelf: {"bye, self", ErrSelf}, byeClosed: {"bye, closed", ErrClosed},
 	} {
 		add(cause.name, frameBye, &byeReceived{code, cause.err.Error()}, appendBye(nil, cause.err))
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/level-replicator/replicator"
 	"github.com/level-replicator/replicator/internal/simtest"
 	"github.com/stretchr/testify/require"
 	"github.com/syndtr/goleveldb/leveldb/opt"
@@ -59,6 +60,19 @@ func TestQuiet(t *testing.T) {
 			})
 		}
 	})
+}
+
+// TestQuietClose: that a peer is closed in order is no warning.
+func TestQuietClose(t *testing.T) {
+	dialed, err := replicator.OpenFile(t.TempDir(), nil, &replicator.Options{Listen: "127.0.0.1:0"})
+	require.NoError(t, err)
+	h := newHost(t, nil)
+	require.NoError(t, h.AddPeer(dialed.Addr().String(), nil))
+	require.NoError(t, h.SyncNow(within(t, 5*time.Second)))
+	require.NoError(t, dialed.Close())
+	h.logged("level=INFO", "the peer was closed")
+	h.logged("level=WARN", "no session with peer")
+	require.NotContains(t, h.log.String(), "session ended")
 }
 
 // TestQuietEchoes counts the records that are sent: each once, and none

@@ -44,23 +44,40 @@ func (r *reporter) failed(err error) { r.lost("replicator: no session with peer"
 
 // ended records the end of a session and logs it if the cause is new.
 func (r *reporter) ended(err error) {
-	if isOrderly(err) {
+	switch {
+	case isOrderly(err):
 		r.logger.Debug("replicator: session ended", "cause", err)
-		return
+	case errors.Is(err, errPeerClosed): // if it does not come back, failed attempts to dial it tell
+		if news, _, _ := r.noteLoss(err); news {
+			r.logger.Info("replicator: the peer was closed")
+		}
+	default:
+		r.lost("replicator: session ended", err)
 	}
-	r.lost("replicator: session ended", err)
 }
 
+// lost records that the peer is away and logs it if the cause is new.
 func (r *reporter) lost(message string, err error) {
+	switch news, again, away := r.noteLoss(err); {
+	case news && again:
+		r.logger.Warn("replicator: peer is still away", "for", away.Round(time.Second), "error", err)
+	case news:
+		r.logger.Warn(message, "error", err)
+	}
+}
+
+// noteLoss records that the peer is away. It reports whether that is to be logged, whether
+// it is so because an hour has passed since it was, and for how long the peer has been away.
+func (r *reporter) noteLoss(err error) (news, again bool, away time.Duration) {
 	now, cause := time.Now(), causeOf(err)
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.since.IsZero() {
 		r.since = now
 	}
-	away := now.Sub(r.since)
+	away = now.Sub(r.since)
 	told, known := r.told[cause]
-	news := !known || now.Sub(told) >= remindEvery
-	again := known && away >= remindEvery
+	news = !known || now.Sub(told) >= remindEvery
 	if news {
 		r.open = true
 		if r.told == nil || len(r.told) >= maxCauses {
@@ -68,13 +85,7 @@ func (r *reporter) lost(message string, err error) {
 		}
 		r.told[cause] = now
 	}
-	r.mu.Unlock()
-	switch {
-	case news && again:
-		r.logger.Warn("replicator: peer is still away", "for", away.Round(time.Second), "error", err)
-	case news:
-		r.logger.Warn(message, "error", err)
-	}
+	return news, known && away >= remindEvery, away
 }
 
 // caughtUp records that everything the peer had has been merged, for the first time in a

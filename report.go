@@ -45,7 +45,7 @@ func (r *reporter) failed(err error) { r.lost("replicator: no session with peer"
 // ended records the end of a session and logs it if the cause is new.
 func (r *reporter) ended(err error) {
 	switch {
-	case isOrderly(err):
+	case isOrderly(err), errors.Is(err, errForgotten): // here; at the peer, it comes as a bye
 		r.logger.Debug("replicator: session ended", "cause", err)
 	case errors.Is(err, errPeerClosed): // if it does not come back, failed attempts to dial it tell
 		if news, _, _ := r.noteLoss(err); news {

@@ -232,7 +232,7 @@ func (y *syncer) removePeer(addr string) error {
 	return nil
 }
 
-var errRemoved = errors.New("replicator: the peer was removed here")
+var errRemoved = errors.New("replicator: the peer was removed (Replicator.RemovePeer)")
 
 // connections returns the configured addresses and the live sessions.
 func (y *syncer) connections() ([]*peer, map[DatabaseID]*session) {

@@ -166,9 +166,9 @@ type Options struct {
 	// neither sent nor adopted, and have no Version. Compare, Status().Fingerprint, Digest,
 	// Count, Recent and Changes leave them out, and a wait does not wait for them.
 	//
-	// It must be the same on all replicas: others refuse each other. The database keeps it
-	// for good: Open fails if the prefix differs from that of an earlier opening, or if a key
-	// under it is replicated already. It must not exceed 255 bytes, must not begin with
+	// It must be the same on all replicas: others refuse each other. Once it is set, the
+	// database keeps it for good: Open fails if the prefix differs from that of an earlier
+	// opening, or if a key under it is replicated already. It must not exceed 255 bytes, must not begin with
 	// the reserved prefix "\xffreplicator\xff", and must not be the beginning of it.
 	//
 	// The default value is empty: all keys are replicated.
@@ -184,7 +184,8 @@ type Options struct {
 	// head of a peer that is. Each local write halves the interval; an idle or failed
 	// contact doubles it. Actual waits vary by up to a fifth.
 	//
-	// The default values are 100 ms and 10 s.
+	// The default values are 100 ms and 10 s, or MinInterval if that is more. MinInterval
+	// must not exceed MaxInterval.
 	MinInterval, MaxInterval time.Duration
 
 	// Timeout bounds dialling, the handshake, and the time in which nothing is heard
@@ -218,8 +219,9 @@ type Options struct {
 	// they were repaired by goleveldb's RecoverFile, copied while they were being
 	// written, or are on a device that lost writes. Open then compares keys and index,
 	// drops the index records of missing values, and adopts values without an index
-	// record. It does not trust the change log and the checkpoints: peers pull this
-	// replica in full, and it pulls them in full. Set Recovered for one opening only.
+	// record. It does not trust the change log and the checkpoints: this replica compares
+	// itself with the first peer that it reaches, and pulls what differs, and peers pull this
+	// replica in full. Set Recovered for one opening only.
 	Recovered bool
 
 	// BacklogBytes is the size of the memory that holds the latest changes, for peers

@@ -113,7 +113,7 @@ func readOpening(e engine, settings *storeSettings) (*opening, error) {
 			return nil, err
 		}
 		settings.logger.Warn("replicator: the files of this database were recovered: "+
-			"log and checkpoints are not trusted, peers will be pulled in full", "id", op.id, "droppedRows", dropped)
+			"log and checkpoints are not trusted, and what is missing is pulled from peers", "id", op.id, "droppedRows", dropped)
 	}
 	return op, op.begin(settings, end)
 }

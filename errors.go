@@ -20,8 +20,9 @@ var (
 	// returned by Close if the Replicator owns the handle and iterators or snapshots
 	// are still open.
 	ErrInUse = errors.New("replicator: in use")
-	// ErrReserved is returned for a key under the reserved prefix
-	// "\xffreplicator\xff", and by Open if other software keeps keys there.
+	// ErrReserved is returned by writes for a key under the reserved prefix
+	// "\xffreplicator\xff", and by Open if other software keeps keys there. Reads do not
+	// find such keys.
 	ErrReserved = errors.New(`replicator: keys under "\xffreplicator\xff" are reserved`)
 	// ErrTooLarge is returned for a key or a value that exceeds its limit.
 	ErrTooLarge = errors.New("replicator: too large to be replicated")

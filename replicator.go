@@ -42,9 +42,11 @@ type Replicator struct {
 var registry sync.Map // *leveldb.DB → struct{}
 
 // Open wraps a database that the caller has opened, and starts to replicate it. The
-// caller keeps the ownership of the handle, and must close it after the Replicator. The
-// handle should have been opened with DisableLargeBatchTransaction, as OpenFile does.
-// Otherwise goleveldb can hang after a failed write.
+// caller keeps the ownership of the handle, and must close it after the Replicator: if it
+// is closed before, writes and Close return ErrFailed, and the next opening takes the
+// database for one that was not closed. The handle should have been opened with
+// DisableLargeBatchTransaction, as OpenFile does. Otherwise goleveldb can hang after a
+// failed write.
 //
 // The handle may be used for reads. A write through it is not replicated as a change; if
 // it replaces a value that the Replicator knows, replicas may differ. Keys under the
@@ -55,7 +57,10 @@ var registry sync.Map // *leveldb.DB → struct{}
 // Open fails with ErrInUse if the handle has a Replicator, with ErrReserved if the
 // database holds foreign keys under the reserved prefix, with ErrTooLarge if
 // Options.MaxValueSize was lowered below the size of a value in the database, and with
-// the errors of Options.Validate. If Open fails, it closes Options.Listener.
+// the errors of Options.Validate. It also fails if the address can't be listened on, if the
+// storage format is unknown, if Options.Clock or Options.LocalPrefix does not fit the
+// database, if its comparer does not sort by bytes, and if it can't be read or written. If
+// Open fails, it closes Options.Listener.
 func Open(db *leveldb.DB, o *Options) (*Replicator, error) {
 	r, err := open(db, o)
 	if err != nil {

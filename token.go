@@ -141,7 +141,9 @@ func (r *Replicator) WaitFor(ctx context.Context, t Token) error {
 // perhaps not a power cut. A peer counts once, whether it is connected or not; if it
 // comes back as another process, it counts again once it has told how far it is. With
 // fewer than n known peers, WaitMerged waits for more to come: use a context with a
-// deadline. It returns the error of ctx, ErrClosed or ErrFailed.
+// deadline. If n is not above 0, it returns at once. It returns the error of ctx, ErrClosed
+// or ErrFailed, or another error if it turns out during the call that the machine was resumed
+// from an image, so that what was written before is in doubt.
 func (r *Replicator) WaitMerged(ctx context.Context, n int) error { return r.wait(ctx, n, false) }
 
 // WaitReplicated is like WaitMerged, and waits until n peers have made it durable: it

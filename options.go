@@ -148,7 +148,8 @@ type Options struct {
 	// knowledge of each other, of which one has replaced the other or has been ignored.
 	// It is called on every replica where the two meet, which for most pairs is one or
 	// two, by one goroutine, in the order in which they were merged, and with no lock
-	// held. Up to 1,000 conflicts wait for it; Status counts what is dropped beyond.
+	// held. Up to 1,000 conflicts, and 16 MiB of their keys and values, wait for it; Status
+	// counts what is dropped beyond.
 	//
 	// A handler may read and write. One that writes must write the same on all replicas:
 	// otherwise what it writes on one is in conflict with what it writes on another. Also
@@ -255,10 +256,11 @@ type Options struct {
 	// met is waited for.
 	PeerAge time.Duration
 
-	// TombstoneAge is how long the record of a deleted key, a tombstone, is kept. After
-	// that it is removed, as soon as every peer that was seen within PeerAge has stated
-	// to hold the deletion durably, which replicas do every five minutes, this one as well,
-	// and not before at least one peer was met. It takes 20 bytes and the key. Ages are known to a sixteenth of it.
+	// TombstoneAge is how long the record of a deleted key, a tombstone, is kept. It takes
+	// about 25 bytes and the key. After that it is removed, as soon as every peer that was
+	// seen within PeerAge has stated to hold the deletion durably, and it is durable here,
+	// and not before at least one peer was met. Replicas make data durable every five
+	// minutes. Ages are known to a sixteenth of it.
 	//
 	// A replica that was away for longer than TombstoneAge and PeerAge, or was restored
 	// from an older backup, can bring back what was deleted. So nothing is exchanged with

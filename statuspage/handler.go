@@ -30,6 +30,9 @@ func WithActions() Option { return func(h *handler) { h.actions = true } }
 // WithReadyPeers sets the number of configured peers that a replica must have been in sync
 // with since Open, for readyz to answer 200.
 //
+// With 0 or less, an open replica is ready at once. One with fewer configured peers than n is
+// never ready.
+//
 // The default value is more than half of the configured peers. Of two peers, that is both:
 // give 1 if a replica is to be ready while one of three servers is down.
 func WithReadyPeers(n int) Option { return func(h *handler) { h.readyPeers = max(n, 0) } }

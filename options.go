@@ -257,7 +257,7 @@ type Options struct {
 	PeerAge time.Duration
 
 	// TombstoneAge is how long the record of a deleted key, a tombstone, is kept. It takes
-	// about 25 bytes and the key. After that it is removed, as soon as every peer that was
+	// about 25 bytes and the key. At that age it is removed, as soon as every peer that was
 	// seen within PeerAge has stated to hold the deletion durably, and it is durable here,
 	// and not before at least one peer was met. Replicas make data durable every five
 	// minutes. Ages are known to a sixteenth of it.

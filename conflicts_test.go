@@ -5,6 +5,7 @@ import (
 	"maps"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/level-replicator/replicator"
@@ -130,6 +131,48 @@ func (s *seer) checkAll(t *testing.T, final map[string]replicator.Row) (lost int
 		require.True(t, reported[stamp], "%s: %v was lost to %v, unseen, and not reported", g.key, stamp, final[g.key])
 	}
 	return lost
+}
+
+// TestConflictsAreOwned: what a handler and a reader of Status do to the slices of a conflict is
+// seen by nobody else.
+func TestConflictsAreOwned(t *testing.T) {
+	t.Parallel()
+	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
+		told := 0
+		source.open(func(o *replicator.Options) { // the two are to meet at n
+			o.Authorize = func(replicator.PeerInfo) (replicator.Access, error) { return replicator.ReadOnly, nil }
+		})
+		n.open(func(o *replicator.Options) {
+			o.OnConflict = func(c replicator.Conflict) {
+				told++
+				for _, b := range [][]byte{c.Key, c.WonValue, c.LostValue} {
+					clear(b)
+				}
+			}
+		})
+		feed := n.r.Here()
+		c.net.Isolate(n.name)
+		source.put("key", "a value")
+		source.put("key", "another value")
+		n.put("key", "a loser")
+		c.net.Heal()
+		require.NoError(t, n.sync())
+		synctest.Wait()
+		require.Equal(t, 1, told)
+		for range 2 {
+			last := n.r.Status().Conflicts.Last
+			require.Equal(t, "key", string(last[0].Key))
+			clear(last[0].Key)
+		}
+		for change, err := range n.r.Changes(t.Context(), feed) {
+			require.NoError(t, err)
+			if change.Conflict == nil {
+				continue
+			}
+			require.Equal(t, "key a loser another value", fmt.Sprintf("%s %s %s", change.Conflict.Key, change.Conflict.LostValue, change.Conflict.WonValue))
+			break
+		}
+	})
 }
 
 // TestConflictsAreSeen over random schedules of three replicas: what is reported as

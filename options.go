@@ -149,7 +149,7 @@ type Options struct {
 	// It is called on every replica where the two meet, which for most pairs is one or
 	// two, by one goroutine, in the order in which they were merged, and with no lock
 	// held. Up to 1,000 conflicts, and 16 MiB of their keys and values, wait for it; Status
-	// counts what is dropped beyond.
+	// counts what is dropped beyond. The handler owns the slices of a Conflict.
 	//
 	// A handler may read and write. One that writes must write the same on all replicas:
 	// otherwise what it writes on one is in conflict with what it writes on another. Also

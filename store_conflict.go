@@ -88,7 +88,11 @@ func (q *conflicts) add(found []Conflict) {
 func (q *conflicts) counts() (count, unsure, dropped uint64, last []Conflict) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.count, q.unsure, q.dropped, append([]Conflict{}, q.last...)
+	last = append([]Conflict{}, q.last...)
+	for i := range last {
+		last[i].Key = bytes.Clone(last[i].Key)
+	}
+	return q.count, q.unsure, q.dropped, last
 }
 
 // run tells the program, one after the other.
@@ -100,6 +104,7 @@ func (q *conflicts) run(ctx context.Context) {
 			c := q.queue[0]
 			q.queue = slices.Delete(q.queue, 0, 1)
 			q.bytes -= len(c.Key) + len(c.WonValue) + len(c.LostValue)
+			c.Key, c.LostValue = bytes.Clone(c.Key), bytes.Clone(c.LostValue) // Status and feeds have them, too
 			next = &c
 		}
 		q.mu.Unlock()

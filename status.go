@@ -1,6 +1,7 @@
 package replicator
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
@@ -371,7 +372,7 @@ func scanStatus(c *cursor) *ScanStatus {
 		}
 		return &ScanStatus{Done: &done}
 	case scanKeys:
-		return &ScanStatus{InKeyOrder: true, Key: c.key}
+		return &ScanStatus{InKeyOrder: true, Key: bytes.Clone(c.key)}
 	}
 	return nil
 }

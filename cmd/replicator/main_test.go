@@ -80,7 +80,8 @@ func TestTranscripts(t *testing.T) {
 				fmt.Fprintf(&found, "exit code %d\n\n", code)
 			}
 			if *update {
-				require.NoError(t, os.WriteFile(file, []byte(found.String()), 0o666))
+				golden = []byte(found.String())
+				require.NoError(t, os.WriteFile(file, golden, 0o666))
 			}
 			require.Equal(t, string(golden), found.String())
 		})

@@ -112,7 +112,7 @@ func writeInspection(w io.Writer, n *replicator.Inspection) {
 	row(t, "adoption", adoption)
 	row(t, "clock", fmt.Sprintf("%s, %s, below the ceiling %s", n.ClockKind, number(n.Clock), number(n.Ceiling)))
 	row(t, "log", fmt.Sprintf("%s, head %s, floor %s", plural(n.LogRecords, "record", "records"), number(n.Head), number(n.Floor)))
-	row(t, "largest value", "up to "+bytesOf(int64(n.MaxValueSize)))
+	row(t, "value limit", bytesOf(int64(n.MaxValueSize)))
 	row(t, "size in tables", fmt.Sprintf("data %s, log %s, index %s, other %s",
 		bytesOf(n.Sizes.Data), bytesOf(n.Sizes.Log), bytesOf(n.Sizes.Index), bytesOf(n.Sizes.Other)))
 	if n.LocalPrefix != nil {

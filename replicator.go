@@ -344,7 +344,7 @@ func (r *Replicator) Digest() (Digest, error) {
 }
 
 // Addr returns the address that peers can dial, or nil if the Replicator does not
-// listen.
+// listen. After Close, it is the address that there was.
 func (r *Replicator) Addr() net.Addr { return r.addr }
 
 // AddPeer adds a peer to dial, or replaces the metadata of a peer. It returns before the

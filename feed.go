@@ -59,7 +59,9 @@ func (r *Replicator) Changes(ctx context.Context, from Cursor) iter.Seq2[Change,
 }
 
 // Watch is like Changes, for the keys that begin with a prefix. A cursor of Watch is for the
-// same prefix, or a longer one that begins with it; one of Changes is for any.
+// same prefix, or a longer one that begins with it; one of Changes is for any. Keys under
+// Options.LocalPrefix or the reserved prefix do not change as far as feeds know: a Watch of
+// these waits until ctx is done.
 func (r *Replicator) Watch(ctx context.Context, prefix []byte, from Cursor) iter.Seq2[Change, error] {
 	prefix = bytes.Clone(prefix)
 	return func(yield func(Change, error) bool) {

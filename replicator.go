@@ -352,6 +352,9 @@ func (r *Replicator) Addr() net.Addr { return r.addr }
 // ErrClosed. Without Options.Dial, it also fails if the address is malformed or, without
 // ClusterKeys, TLS and Insecure, not a loopback address.
 func (r *Replicator) AddPeer(addr string, meta Meta) error {
+	if r.gate.isClosed() {
+		return ErrClosed
+	}
 	if err := r.options.checkPeer(addr); err != nil {
 		return fmt.Errorf("replicator: add peer: %w", err)
 	}

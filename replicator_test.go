@@ -210,6 +210,7 @@ func TestClosedReplicator(t *testing.T) {
 	require.ErrorIs(t, late.Error(), replicator.ErrClosed)
 	late.Release()
 	require.ErrorIs(t, r.AddPeer("127.0.0.1:1", nil), replicator.ErrClosed)
+	require.ErrorIs(t, r.AddPeer("no address", nil), replicator.ErrClosed)
 	require.ErrorIs(t, r.RemovePeer("127.0.0.1:1"), replicator.ErrClosed)
 	require.ErrorIs(t, r.SyncNow(t.Context()), replicator.ErrClosed)
 	require.ErrorIs(t, replicator.ErrClosed, leveldb.ErrClosed)

@@ -516,6 +516,11 @@ func (c *cluster) disagree(last error) {
 					key, was, first.values[key], version, state.values[key], n.name)
 			}
 		}
+		for key, was := range first.versions {
+			if _, has := state.versions[key]; !has {
+				fmt.Fprintf(&report, "key %.32q: %v %.32q at n0, nothing at %s\n", key, was, first.values[key], n.name)
+			}
+		}
 		fmt.Fprintf(&report, "%s: id %.8v, head %d, %d values, %d versions\n",
 			n.name, status.ID, status.Head, len(state.values), len(state.versions))
 		for _, p := range status.Peers {

@@ -56,6 +56,9 @@ type page struct {
 	entries []entry // in ascending order of their keys, each once
 }
 
+// follows reports whether the page follows a checkpoint, or was sent ahead of one.
+func (p *page) follows() bool { return p.scan == scanNone }
+
 const (
 	// maxRanges bounds the ranges of a question.
 	maxRanges = 256

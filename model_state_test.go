@@ -430,13 +430,55 @@ func (s *modelState) arrive(i, j int, p *page) (err error) {
 		if u.first != nil {
 			u.first.at = time.Now().Add(modelFar)
 		}
-		if l.found, err = u.examine(p); err == nil {
+		l.page = p
+		if err = s.examine(i, j, l, &u); err == nil {
 			l.found.first = u.first
 		}
 	}
 	s.pull(j, i).peer = u.s.server.peer
 	u.s = nil
-	l.puller, l.page = u, p
+	l.puller = u
+	if s.left.reaping && errors.Is(err, ErrStale) {
+		s.hangUpPair(i, j)
+		return nil
+	}
+	return err
+}
+
+// examine is that of the puller. What it would fetch, for a deletion may have been reaped that
+// is later, comes at once.
+func (s *modelState) examine(i, j int, l *modelPull, u *puller) (err error) {
+	d := s.r[i].d
+	if reaps, reaped := d.known.reapedUpTo(); reaps > 0 && l.page.follows() {
+		c, err := d.examineBy(l.page.entries, &u.blind, &u.arbiter)
+		if err != nil {
+			return err
+		}
+		if doubtful := c.doubtful(reaped); len(doubtful) > 0 {
+			values := new(modelSink)
+			var keys [][]byte
+			for _, k := range doubtful {
+				keys = append(keys, c.entries[k].key)
+			}
+			if _, _, _, err := newServer(s.r[j].d).values(keys, values); err != nil {
+				return err
+			}
+			u.giver.known = u.s.knownThere()
+			fetched, err := d.examineBy(values.entries, &blindness{}, nil)
+			if err != nil {
+				return err
+			}
+			fetched.giver, fetched.hear, fetched.from = &u.giver, u.makersKnew(), u.s.hello.id
+			if err := d.merge(fetched, &u.blind, nil); err != nil {
+				return err
+			}
+			s.r[i].meets(s, values.entries)
+			page := *l.page
+			page.entries = withoutIndices(page.entries, doubtful)
+			l.page = &page
+		}
+	}
+	l.found, err = u.examine(l.page)
 	return err
 }
 
@@ -478,17 +520,31 @@ func (s *modelState) merge(i, j int) (done bool, err error) {
 	l := s.pull(i, j)
 	u := l.puller
 	u.s = s.session(i, j)
+	d := s.r[i].d
+	if s.left.reaping && l.page.follows() && u.giver.judged != d.known.reapsNow() {
+		u.giver.known = maps.Clone(u.giver.known)
+		switch err := s.examine(i, j, l, &u); {
+		case errors.Is(err, ErrStale):
+			s.hangUpPair(i, j)
+			return true, nil
+		case err != nil:
+			return true, err
+		}
+		l.found.first = u.first
+	}
 	found := *l.found
 	found.arbiter = nil // what only counts and tells is not of the state
 	found.local, found.wins, found.blind = slices.Clone(found.local), slices.Clone(found.wins), slices.Clone(found.blind)
-	d := s.r[i].d
 	if s.left.reaping {
 		reaped := l.reaped
 		u.giver.reaped = func() *vector { return reaped }
 		u.giver.known = maps.Clone(u.giver.known)
 		found.giver = &u.giver
+		u.giver.follows = l.page.follows()
 	}
-	switch err := d.merge(&found, &u.blind, u.progress(l.page, l.next)); {
+	err = d.merge(&found, &u.blind, u.progress(l.page, l.next))
+	u.giver.follows = false
+	switch {
 	case errors.Is(err, ErrStale) && s.left.reaping:
 		s.hangUpPair(i, j)
 		return true, nil

@@ -60,6 +60,7 @@ type puller struct {
 	giver      giver
 	fitted     fitting
 	inHear     bool // hear merges
+	current    bool // what is fetched is judged by what the peer knows by now
 }
 
 func newPuller(s *session) *puller {
@@ -190,9 +191,10 @@ func (s *session) mergeLent(payload []byte) (merged bool, err error) {
 	if err != nil || p.scan != scanNone || p.reset {
 		return false, err
 	}
+	reaps, reaped := s.store.known.reapedUpTo()
 	for i := range p.entries {
-		if p.entries[i].absent {
-			return false, nil
+		if e := &p.entries[i]; e.absent || reaps > 0 && e.Clock <= reaped {
+			return false, nil // it may have to be fetched
 		}
 	}
 	u := s.lent.Swap(nil)
@@ -301,13 +303,19 @@ func (u *puller) beginFirst(p *page, next *cursor, gained func() int64) {
 // merge merges a page, with its progress in the batch of the last entries, and goes on from
 // there.
 func (u *puller) merge(p *page, next cursor) error {
-	c, err := u.examine(p)
-	if err != nil {
-		return err
-	}
-	c.first = u.first
-	if err := u.commit(c, &u.blind, u.progress(p, next)); err != nil {
-		return err
+	u.s.recordsIn.Add(int64(len(p.entries)))
+	var c *candidates
+	for err := errReapedNow; err == errReapedNow; {
+		if c, err = u.examine(p); err != nil {
+			return err
+		}
+		c.first = u.first
+		u.giver.follows = p.follows()
+		err = u.commit(c, &u.blind, u.progress(p, next))
+		u.giver.follows = false
+		if err != nil && err != errReapedNow {
+			return err
+		}
 	}
 	for _, wins := range c.wins {
 		if !wins {
@@ -323,30 +331,46 @@ func (u *puller) merge(p *page, next cursor) error {
 }
 
 // examine compares the entries of a page to what is here, and gets the values that
-// are missing.
+// are missing. A page that follows the log is as of its end: it may have an entry that was
+// replaced at the peer by a deletion, and that was reaped here. So the peer is asked what it
+// has by now of the keys of entries that may be such.
 func (u *puller) examine(p *page) (*candidates, error) {
 	s := u.s
-	s.recordsIn.Add(int64(len(p.entries)))
 	if err := u.judge(p.entries); err != nil {
 		return nil, err
 	}
-	c, err := s.store.examineBy(p.entries, &u.blind, &u.arbiter)
-	if err != nil {
-		return nil, err
-	}
-	if missing := c.missing(); len(missing) > 0 {
-		if err := u.fetch(p.entries, missing); err != nil {
+	entries, fetched := p.entries, false
+	for {
+		reaps, reaped := s.store.known.reapedUpTo()
+		c, err := s.store.examineBy(entries, &u.blind, &u.arbiter)
+		if err != nil {
 			return nil, err
 		}
-		if c, err = s.store.examineBy(withoutIndices(p.entries, missing), &u.blind, &u.arbiter); err != nil {
-			return nil, err
-		}
-		if len(c.missing()) > 0 {
+		missing := c.missing()
+		if fetched && len(missing) > 0 {
 			return nil, fmt.Errorf("%w: page: an entry came to win while others were fetched", ErrProtocol)
 		}
+		if p.follows() && reaps > 0 {
+			missing = append(missing, c.doubtful(reaped)...)
+			slices.Sort(missing)
+			missing = slices.Compact(missing)
+		}
+		if len(missing) == 0 {
+			c.hear, c.from = u.makersKnew(), s.hello.id
+			u.giver.judged = reaps
+			return c, nil
+		}
+		if u.inHear { // the reap vector has risen since
+			return nil, errStaleThere
+		}
+		u.current = p.follows()
+		err = u.fetch(entries, missing)
+		u.current = false
+		if err != nil {
+			return nil, err
+		}
+		entries, fetched = withoutIndices(entries, missing), true
 	}
-	c.hear, c.from = u.makersKnew(), s.hello.id
-	return c, nil
 }
 
 // progress returns what a page brings beside its entries.
@@ -525,7 +549,7 @@ func (u *puller) fetchKeys(keys [][]byte) (answered uint64, err error) {
 
 // get gets what the peer has of some keys, to be merged.
 func (u *puller) get(keys [][]byte) (v values, err error) {
-	u.asks(false)
+	u.asks(u.current)
 	if v, err = u.s.fetch(keys); err != nil {
 		return v, err
 	}

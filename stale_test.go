@@ -2,6 +2,7 @@ package replicator_test
 
 import (
 	"context"
+	"encoding/binary"
 	"strings"
 	"testing"
 	"time"
@@ -281,6 +282,80 @@ func TestRejoinOfTheNew(t *testing.T) {
 		_, has := n.get("key")
 		require.True(t, has)
 	})
+}
+
+// TestReapedIsAskedFor: a page that follows the log is as of its end. An entry in it was
+// replaced at the peer by a deletion, which was merged here from elsewhere, and reaped once the
+// peer had told that it has it, too. So what the peer has of the key by now is asked for.
+func TestReapedIsAskedFor(t *testing.T) {
+	t.Parallel()
+	for name, now := range map[string]*wireEntry{"nothing": nil, "a later value": {key: "key", clock: 30, value: "later"}} {
+		t.Run(name, func(t *testing.T) {
+			inCluster(t, 2, func(t *testing.T, c *cluster) {
+				c.mesh().reaping(10 * time.Second).open()
+				n, good := c.nodes[0], c.nodes[1]
+				good.put("key", "value")
+				good.put("another", "value")
+				good.delete("key")
+				c.converge()
+				deletion := n.index()["key"].Stamp
+
+				hi := newWireHi()
+				hi.flags |= 2
+				p := c.dialHostile("n9", n, false)
+				p.say(wireHello, hi.payload())
+				p.await(wireHello, 0)
+				p.say(wireAccept, []byte{1})
+				knows := wireStamp{uint64(deletion.Origin), deletion.Clock}
+				p.say(wireVector, wireStamps(nil, knows))
+				p.say(wireReaped, wireStamps([]byte{0}))
+				p.await(wirePull, 9)
+				p.say(wirePage, wireFullPage(hi.epoch, 9))
+				p.await(wirePull, 9)
+				p.say(wireAck, wireStamps(wirePlace(nil, uint64(n.r.Status().Epoch), 1), knows))
+				fetched := make(chan []byte, 1)
+				go func() {
+					for {
+						switch kind, payload, err := p.hear(); {
+						case err != nil:
+							return
+						case kind == wirePing:
+							p.say(wirePong, binary.AppendUvarint(payload, 10))
+						case kind == wireFetch:
+							fetched <- payload
+						}
+					}
+				}()
+				until(t, "reaped", func() bool { return n.tombstones() == 0 })
+
+				old := wireEntry{key: "key", clock: deletion.Clock - 1, origin: hi.epoch, value: "old"}
+				p.say(wirePage, old.append(append(wireStamps(wirePlace([]byte{0}, hi.epoch, 10)), 1)))
+				var asked []byte
+				until(t, "it asks", func() bool {
+					select {
+					case asked = <-fetched:
+						return true
+					default:
+						return false
+					}
+				})
+				require.Equal(t, wireBytes([]byte{1}, "key"), asked)
+				if now == nil {
+					p.say(wireValues, []byte{1, 0, 0})
+				} else {
+					now.origin = hi.epoch
+					p.say(wireValues, now.append([]byte{1, 0, 1}))
+				}
+				time.Sleep(time.Second)
+				value, has := n.get("key")
+				require.Equal(t, now != nil, has)
+				if has {
+					require.Equal(t, now.value, value)
+				}
+				require.Equal(t, replicator.StateInSync, n.peer(p.LocalAddr().String()).State)
+			})
+		})
+	}
 }
 
 // TestRejoinMeetsBelatedDeletion: where the peer has forgotten that it deleted a key, it has

@@ -190,6 +190,18 @@ func (c *candidates) missing() (indices []int) {
 	return indices
 }
 
+// doubtful returns the indices of winners that may be older than a deletion which was reaped
+// here, if deletions with clocks up to reaped were: nothing here tells.
+func (c *candidates) doubtful(reaped uint64) (indices []int) {
+	for i := range c.entries {
+		e := &c.entries[i]
+		if c.wins[i] && !e.Deleted && e.Clock <= reaped && (c.blind[i] || !c.local[i].found) {
+			indices = append(indices, i)
+		}
+	}
+	return indices
+}
+
 // progress is what a page brings beside its entries.
 type progress struct {
 	id      DatabaseID

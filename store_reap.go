@@ -311,6 +311,11 @@ type giver struct {
 	known  vector         // the peer knew at least this when it read the entries
 	reaped func() *vector // what the peer had reaped by then, or since; it does not change
 	rejoin *rejoin        // the entries are of a rejoin, which judges them by itself
+	// follows is set for entries of a page that follows the log. The peer may have read them
+	// as of earlier than known, so each that may be older than what was reaped here was
+	// looked into, when the reap vector had the number judged.
+	follows bool
+	judged  uint64
 
 	passed struct { // for what it was found to be all right: own vector and known only rise
 		reaps  uint64
@@ -322,6 +327,7 @@ var (
 	errStaleHere  = fmt.Errorf("%w: deletions were forgotten there that this replica has not seen: call Rejoin here, or wipe this replica", ErrStale)
 	errStaleThere = fmt.Errorf("%w: deletions were forgotten here that the peer has not seen: call Rejoin at the peer, or wipe it", ErrStale)
 	errRejoining  = errors.New("replicator: this replica rejoins, and merges nothing else meanwhile")
+	errReapedNow  = errors.New("replicator: deletions were forgotten while a page was examined")
 )
 
 // admit returns why entries must not be merged now. It is called in the commit section.
@@ -350,6 +356,9 @@ func (d *store) admitsInside(g *giver) error {
 		return errStaleThere
 	case g == nil || g.rejoin != nil:
 		return nil
+	}
+	if g.follows && g.judged != k.reaps {
+		return errReapedNow
 	}
 	reaped := g.reaped()
 	if g.passed.reaps == k.reaps && g.passed.reaped == reaped && reaped != nil {
@@ -397,6 +406,16 @@ func (k *knowledge) reapedNow() (vector, uint64) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	return maps.Clone(k.reaped), k.reaps
+}
+
+// reapedUpTo returns the number of the reap vector, as reapsNow, and the greatest clock in it.
+func (k *knowledge) reapedUpTo() (number, clock uint64) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	for _, c := range k.reaped {
+		clock = max(clock, c)
+	}
+	return k.reaps, clock
 }
 
 // reapsNow returns the number that changes with the reap vector; 0: it is empty.

@@ -132,13 +132,11 @@ func (s *simulation) start(n *node) {
 		}
 	}
 	if cut {
-		if s.reaping { // it may have reserved what others had told, and was about to rejoin
-			for _, m := range s.nodes {
-				if m != n && m.r != nil {
-					most = max(most, m.r.Status().Clock)
-				} else {
-					most = max(most, s.of(m).clock)
-				}
+		for _, m := range s.nodes { // it may have reserved what another had told, and was about to merge that
+			if m != n && m.r != nil {
+				most = max(most, m.r.Status().Clock)
+			} else {
+				most = max(most, s.of(m).clock)
 			}
 		}
 		most += block

@@ -32,14 +32,23 @@ func (y *syncer) syncNow(ctx context.Context) error {
 	}
 
 	errs := make([]error, 0, len(peers)+len(others))
-	var mu sync.Mutex // guards errs
+	brought := map[DatabaseID]bool{}
+	var left []*elsewhereError
+	var mu sync.Mutex // guards these
 	var wg sync.WaitGroup
 	bring := func(addr string, session func() (*session, error)) {
 		wg.Go(func() {
-			if err := y.bringIn(ctx, addr, session); err != nil {
-				mu.Lock()
+			id, err := y.bringIn(ctx, addr, session)
+			mu.Lock()
+			defer mu.Unlock()
+			var elsewhere *elsewhereError
+			switch {
+			case errors.As(err, &elsewhere):
+				left = append(left, elsewhere)
+			case err != nil:
 				errs = append(errs, err)
-				mu.Unlock()
+			default:
+				brought[id] = true
 			}
 		})
 	}
@@ -51,37 +60,43 @@ func (y *syncer) syncNow(ctx context.Context) error {
 		bring(s.addr, func() (*session, error) { return y.successor(id, s, peers) })
 	}
 	wg.Wait()
+	for _, e := range left {
+		if !brought[e.id] { // another peer answers there by now
+			errs = append(errs, e.err)
+		}
+	}
 	if over := context.Cause(y.ctx); over != nil && len(errs) > 0 {
 		return over // what became of the sessions follows from it
 	}
 	return errors.Join(errs...)
 }
 
-// bringIn returns when everything that a peer has is merged. If sessions end before
-// that, it tries up to three of them. session returns the session to use.
-func (y *syncer) bringIn(ctx context.Context, addr string, session func() (*session, error)) error {
+// bringIn returns when everything that a peer has is merged, and whose that was. If sessions
+// end before that, it tries up to three of them. session returns the session to use.
+func (y *syncer) bringIn(ctx context.Context, addr string, session func() (*session, error)) (id DatabaseID, err error) {
 	const sessions = 3
 	for try := 1; ; try++ {
 		s, err := session()
-		if errors.Is(err, ErrSelf) || errors.Is(err, errElsewhere) {
-			return nil // it is this replica, or waited for at its address
+		if errors.Is(err, ErrSelf) {
+			return id, nil
 		}
 		if try == 1 && (errors.Is(err, ErrRefused) || errors.Is(err, ErrCloned)) {
 			continue // where two of one id meet, one of them draws a new id, and then there is a session
 		}
 		if err != nil {
+			var elsewhere *elsewhereError
 			var wrapped *PeerError
-			if !errors.As(err, &wrapped) {
+			if !errors.As(err, &elsewhere) && !errors.As(err, &wrapped) {
 				err = &PeerError{addr, "dial", err}
 			}
-			return err
+			return id, err
 		}
 		err = s.syncNow(ctx)
 		if err == nil {
-			return nil
+			return s.hello.id, nil
 		}
 		if ctx.Err() != nil || y.ctx.Err() != nil || try == sessions || !s.ended() {
-			return &PeerError{addr, "session", err}
+			return id, &PeerError{addr, "session", err}
 		}
 		select { // the session is ending
 		case <-s.done:
@@ -92,7 +107,7 @@ func (y *syncer) bringIn(ctx context.Context, addr string, session func() (*sess
 }
 
 // successor returns the session with a peer that dialled in: s, or a later one. Without
-// a session, it returns errElsewhere if the peer answered last at one of the contacted
+// a session, it returns an elsewhereError if the peer answered last at one of the contacted
 // addresses.
 func (y *syncer) successor(id DatabaseID, s *session, contacted []*peer) (*session, error) {
 	y.mu.Lock()
@@ -100,15 +115,23 @@ func (y *syncer) successor(id DatabaseID, s *session, contacted []*peer) (*sessi
 	if now := y.sessions[id]; now != nil {
 		return now, nil
 	}
+	err := &PeerError{s.addr, "session", context.Cause(s.ctx)}
 	for _, p := range contacted {
 		if p.isAnsweredBy(id) {
-			return nil, errElsewhere
+			return nil, &elsewhereError{id, err}
 		}
 	}
-	return nil, &PeerError{s.addr, "session", context.Cause(s.ctx)}
+	return nil, err
 }
 
-var errElsewhere = errors.New("replicator: the peer is waited for at its address")
+// elsewhereError says that a peer is waited for at its address, after what ended the session
+// that it had dialled.
+type elsewhereError struct {
+	id  DatabaseID
+	err error
+}
+
+func (e *elsewhereError) Error() string { return e.err.Error() }
 
 // contact returns the session that stands for a configured address. If this side did not
 // dial the session there, the address must have answered again since answers were

@@ -3,7 +3,9 @@ package replicator_test
 import (
 	"fmt"
 	"testing"
+	"testing/synctest"
 
+	"github.com/level-replicator/replicator"
 	"github.com/stretchr/testify/require"
 )
 
@@ -27,4 +29,37 @@ func TestSyncNowOfACopy(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestMovedAddressOfADialledSession: a peer that had answered at an address dials in from
+// elsewhere. When that session ends, nobody waits for the peer at the address, which is this
+// replica's own by now: SyncNow must tell.
+func TestMovedAddressOfADialledSession(t *testing.T) {
+	t.Parallel()
+	inCluster(t, 2, func(t *testing.T, c *cluster) {
+		n, m := c.nodes[0], c.nodes[1]
+		c.net.Redirect("alias", m.name)
+		n.peers = []string{"alias"}
+		c.open()
+		m.put("key", "value")
+		require.NoError(t, n.sync())
+		c.net.Isolate(m.name)
+		c.net.Redirect("alias", n.name)
+		require.NoError(t, m.r.AddPeer(n.name, nil))
+		c.net.Heal()
+		until(t, "it has dialled in", func() bool { return m.inSync(n.name) })
+		c.net.Freeze(m.name, n.name)
+		m.put("more", "value")
+		synced := make(chan error, 1)
+		go func() { synced <- n.sync() }()
+		synctest.Wait()
+		c.net.Isolate(m.name)
+		err := <-synced
+		_, has := n.get("more")
+		require.False(t, has)
+		var told *replicator.PeerError
+		require.ErrorAs(t, err, &told)
+		c.net.Heal()
+		c.net.Thaw(m.name, n.name)
+	})
 }

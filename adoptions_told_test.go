@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/storage"
 )
 
 // TestAdoptionIsToldAfterRestarts: what is known of adoptions is told in every session.
@@ -31,4 +33,28 @@ func TestAdoptionIsToldAfterRestarts(t *testing.T) {
 		require.NoError(t, last.sync())
 		require.Equal(t, values, last.state().values)
 	})
+}
+
+// TestAdoptionIsToldFirst: what is known of adoptions is told before the vector, and before an
+// answer to a question. Whoever keeps old values from this replica for what its vector claims
+// has to know of those that are in doubt.
+func TestAdoptionIsToldFirst(t *testing.T) {
+	t.Parallel()
+	db, err := leveldb.Open(storage.NewMemStorage(), nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	require.NoError(t, db.Put([]byte("old"), []byte("value"), nil))
+	h := newHostOn(t, db, nil)
+	p := h.dial()
+	p.say(wireHello, newWireHi().payload())
+	p.await(wireHello, 0)
+	p.say(wireAccept, []byte{1})
+	p.await(wireTerms, 0)
+	kind, payload, err := p.hear()
+	require.NoError(t, err)
+	require.EqualValues(t, wireAdoptions, kind)
+	require.EqualValues(t, 1, payload[0])
+	kind, _, err = p.hear()
+	require.NoError(t, err)
+	require.EqualValues(t, wireVector, kind)
 }

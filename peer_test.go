@@ -4,7 +4,56 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/storage"
 )
+
+// TestRestartedPeers: once old values are in doubt, nothing that goes on from a place of before
+// moves the cursor of a peer, in whichever way it does that. The rejoin's own peer is the
+// exception.
+func TestRestartedPeers(t *testing.T) {
+	t.Parallel()
+	db, err := leveldb.Open(storage.NewMemStorage(), nil)
+	require.NoError(t, err)
+	defer db.Close()
+	r, err := Open(db, nil)
+	require.NoError(t, err)
+	defer r.Close()
+	d, id := r.store, DatabaseID{1}
+	place := cursor{checkpoint: position{wireEpoch, 300}, joined: true}
+	merged, rejoined := new(peerRecord), new(peerRecord)
+	require.NoError(t, d.remember(id, merged))
+	require.NoError(t, d.remember(DatabaseID{2}, rejoined))
+	merge := func(entries ...entry) error {
+		c, err := d.examine(entries, &blindness{})
+		require.NoError(t, err)
+		return d.merge(c, &blindness{}, &progress{id: id, record: merged, next: place})
+	}
+	e := entry{key: []byte("key"), Version: Version{Stamp: Stamp{7, wireEpoch}}, value: []byte("value")}
+	require.NoError(t, merge(e))
+	require.NoError(t, rejoined.passed(place, 0))
+	require.Equal(t, place, merged.place())
+
+	require.NoError(t, d.enter(false, func(x *section) error {
+		x.doubt(rejoined)
+		return nil
+	}))
+	require.Equal(t, cursor{}, merged.place())
+	require.Equal(t, place, rejoined.place())
+	e.Clock++
+	for name, err := range map[string]error{
+		"with a change":              merge(e),
+		"with nothing new":           merge(),
+		"at the end of a comparison": d.endRecovery(&progress{id: id, record: merged, next: place}),
+	} {
+		require.ErrorIs(t, err, errRestarted, name)
+	}
+	v, err := r.Version([]byte("key"))
+	require.NoError(t, err)
+	require.EqualValues(t, 7, v.Clock)
+	require.Equal(t, cursor{}, merged.place())
+	require.Equal(t, adoptions{inDoubt: {}}, d.known.adopted)
+}
 
 // FuzzPeerRecord parses rows that may be damaged: it never panics, and what is
 // accepted reads back as it was.

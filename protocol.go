@@ -318,7 +318,7 @@ func parseAdoptions(b []byte) (adoptions, error) {
 	for ; n > 0 && r.err == nil; n-- {
 		id := adoptionID(r.uint64())
 		mark := Stamp{r.uvarint(), Origin(r.uint64())}
-		if r.err == nil && (id == 0 || mark != Stamp{} && mark.Origin&drawnOrigin == 0) {
+		if r.err == nil && (id == 0 || mark != Stamp{} && (mark.Origin&drawnOrigin == 0 || id == inDoubt)) {
 			r.fail(fmt.Errorf("adoption %x has the mark %v", id, mark))
 		}
 		a[id] = mark

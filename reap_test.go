@@ -57,18 +57,22 @@ func (n *node) live() map[string]replicator.Version {
 	return rows
 }
 
-// agree waits until the live keys are those that are told.
+// agree waits until the live keys of the open nodes are those that are told.
 func (c *cluster) agree(keys ...string) {
 	slices.Sort(keys)
+	var first *node
 	for _, n := range c.nodes {
 		if n.r == nil {
 			continue
+		}
+		if first == nil {
+			first = n
 		}
 		for i := 0; i < 60 && !slices.Equal(sortedKeys(n.live()), keys); i++ {
 			time.Sleep(time.Second)
 		}
 		require.Equal(c.t, keys, sortedKeys(n.live()), n.name)
-		require.Equal(c.t, c.nodes[0].live(), n.live(), n.name)
+		require.Equal(c.t, first.live(), n.live(), n.name)
 		require.NoError(c.t, replicator.CheckConsistent(n.r))
 	}
 }
@@ -327,6 +331,132 @@ func TestRejoinAdopted(t *testing.T) {
 			}
 		})
 	}
+}
+
+// remembers has a node forget no deletions.
+func remembers(o *replicator.Options) { o.TombstoneAge = 0 }
+
+// mergesNothing has a node give what it has, and take nothing.
+func mergesNothing(o *replicator.Options) {
+	o.Authorize = func(replicator.PeerInfo) (replicator.Access, error) { return replicator.ReadOnly, nil }
+}
+
+// forgets has a node put and delete a key, and forget that. Another one merges all of it, and
+// remembers.
+func (n *node) forgets(key string, other *node) {
+	n.put(key, "of "+key)
+	n.delete(key)
+	until(n.c.t, "the deletion is merged", func() bool { return other.index()[key].Deleted })
+	until(n.c.t, "it is forgotten", func() bool { return n.tombstones() == 0 })
+	require.True(n.c.t, other.index()[key].Deleted)
+}
+
+// TestRejoinInDoubt: an old value that a rejoin drops, for the peer lacks it and has forgotten
+// deletions, comes back from a replica that has seen all of those: so nobody deleted it. The
+// vectors of the two claim that they know it.
+func TestRejoinInDoubt(t *testing.T) {
+	t.Parallel()
+	inCluster(t, 3, func(t *testing.T, c *cluster) {
+		c.mesh().reaping(10 * time.Second)
+		n, old, other := c.nodes[0], c.nodes[1], c.nodes[2]
+		n.open()
+		other.open(remembers)
+		n.put("a", "of a")
+		n.forgets("c", other)
+		n.close()
+
+		fillDisk(t, old.disk, map[string]string{"c": "old", "x": "old"})
+		old.open(mergesNothing)
+		until(t, "the old value is merged", func() bool { return len(other.live()) == 2 })
+		other.close()
+		old.close()
+
+		n.open()
+		old.open()
+		until(t, "they have met", func() bool { return old.peer("n0").Stale != nil })
+		done, err := old.r.Rejoin(t.Context(), "n0", nil)
+		require.NoError(t, err)
+		require.Equal(t, replicator.Rejoined{Merged: 1, Dropped: 2}, done)
+		until(t, "they are in sync", func() bool { return old.inSync("n0") && n.inSync("n1") })
+		require.Equal(t, []string{"a"}, sortedKeys(n.live()))
+
+		other.open(remembers)
+		c.agree("a", "x")
+	})
+}
+
+// TestRejoinBothInDoubt is TestRejoinInDoubt where each of the two has forgotten a deletion
+// that the other has not seen: the one does not take the old value, and the other drops it.
+func TestRejoinBothInDoubt(t *testing.T) {
+	t.Parallel()
+	inCluster(t, 3, func(t *testing.T, c *cluster) {
+		c.mesh().reaping(10 * time.Second)
+		n, old, other := c.nodes[0], c.nodes[1], c.nodes[2]
+		n.open()
+		other.open(remembers)
+		n.put("a", "of a")
+		n.forgets("c", other)
+		n.close()
+
+		fillDisk(t, old.disk, map[string]string{"x": "old"})
+		old.open(mergesNothing)
+		old.forgets("d", other)
+		until(t, "the old value is merged", func() bool { return len(other.live()) == 2 })
+		other.close()
+		old.close()
+
+		n.open()
+		old.open()
+		until(t, "they have met", func() bool { return old.peer("n0").Stale != nil && n.peer("n1").Stale != nil })
+		done, err := n.r.Rejoin(t.Context(), "n1", nil)
+		require.NoError(t, err)
+		require.Equal(t, replicator.Rejoined{Merged: 1, Kept: 1, PutAgain: 1}, done)
+		require.Equal(t, []string{"a"}, sortedKeys(n.live()), "x came, and lost")
+		done, err = old.r.Rejoin(t.Context(), "n0", nil)
+		require.NoError(t, err)
+		require.Equal(t, replicator.Rejoined{Merged: 1, Dropped: 1}, done)
+		until(t, "they are in sync", func() bool { return old.inSync("n0") && n.inSync("n1") })
+		require.Equal(t, []string{"a"}, sortedKeys(n.live()))
+
+		other.open(remembers)
+		c.agree("a", "x")
+	})
+}
+
+// TestRejoinInDoubtBelow: the old value that comes back stands below the place up to which the
+// log of the replica that has it was merged, before the rejoin, and in a session that goes on.
+func TestRejoinInDoubtBelow(t *testing.T) {
+	t.Parallel()
+	inCluster(t, 4, func(t *testing.T, c *cluster) {
+		c.link(1, 0)
+		c.link(1, 2)
+		c.link(3, 0)
+		c.link(3, 2)
+		c.reaping(10 * time.Second)
+		n, old, other, fourth := c.nodes[0], c.nodes[1], c.nodes[2], c.nodes[3]
+		n.open()
+		fourth.open(remembers)
+		n.put("a", "of a")
+		n.forgets("c", fourth)
+		n.close()
+		fourth.close()
+
+		fillDisk(t, old.disk, map[string]string{"x": "old"})
+		old.open()
+		other.open()
+		other.put("b", "of b")
+		until(t, "they are equal", func() bool { return len(other.live()) == 2 && len(old.live()) == 2 })
+
+		n.open()
+		until(t, "they have met", func() bool { return old.peer("n0").Stale != nil })
+		done, err := old.r.Rejoin(t.Context(), "n0", nil)
+		require.NoError(t, err)
+		require.Equal(t, replicator.Rejoined{Merged: 1, Dropped: 1, Kept: 1, PutAgain: 1}, done)
+		n.close()
+
+		fourth.open(remembers)
+		c.agree("a", "b", "x")
+	})
 }
 
 // TestRejoinIsCut: a rejoin that is cut off, at whatever byte, has dropped nothing, and is

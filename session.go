@@ -131,8 +131,9 @@ type session struct {
 	meeting turn // guards what follows
 	met     bool // the peer is remembered
 
-	telling turn   // guards what follows, and the order of what is told
-	told    uint64 // own head up to which the peer was told of the vector
+	telling   turn   // guards what follows, and the order of what is told
+	told      uint64 // own head up to which the peer was told of the vector
+	adoptions uint64 // one above the number of the adoptions that were told; 0: none were
 
 	mu         sync.Mutex // guards what follows
 	changed    chan struct{}
@@ -510,14 +511,15 @@ func (s *session) hearsOf(a adoptions) error {
 	if err := s.checkClocks("mark of an adoption", slices.Collect(maps.Values(a))); err != nil {
 		return err
 	}
+	if n := s.server.tellAdoptions(a); n > maxAdoptions {
+		return fmt.Errorf("%w: the peer tells of %d adoptions, the limit is %d", ErrProtocol, n, maxAdoptions)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.news == nil {
 		s.news = adoptions{}
 	}
-	if s.news.merge(a); len(s.news) > maxAdoptions {
-		return fmt.Errorf("%w: the peer tells of %d adoptions, the limit is %d", ErrProtocol, len(s.news), maxAdoptions)
-	}
+	s.news.merge(a)
 	return nil
 }
 

@@ -33,6 +33,9 @@ func (s *session) compare() error {
 			if err != nil {
 				return err
 			}
+			if err := s.tellAdoptions(); err != nil { // as before a page
+				return err
+			}
 			if err := s.send(frameReply, out.reply(&r, entries, s.hello.epoch)...); err != nil {
 				return err
 			}
@@ -244,9 +247,12 @@ func (u *puller) pullDifferences() (bool, error) {
 	} else if err != nil {
 		return false, err
 	}
+	if err := s.learn(); err != nil {
+		return false, err
+	}
 	next := cursor{checkpoint: c.peer.to, joined: true}
 	u.c, u.full = next, true
-	p := &progress{id: s.hello.id, record: s.record, next: next, witness: c.peer.vector, join: c.peer.vector}
+	p := &progress{id: s.hello.id, record: s.record, restart: u.restart, next: next, witness: c.peer.vector, join: c.peer.vector}
 	s.y.scans.add(scanRecovered)
 	return true, s.store.endRecovery(p)
 }

@@ -40,8 +40,9 @@ func (c *scanCounts) add(cause scanCause) { c[cause].Add(1) }
 
 // puller asks a peer for pages, and merges them.
 type puller struct {
-	s *session
-	c cursor // what the next pull states, or will once the page under way is merged
+	s       *session
+	c       cursor // what the next pull states, or will once the page under way is merged
+	restart uint64 // number of the record's restart from which it goes on
 
 	vector     []Stamp // of the scan's first page; nil: it went with the session that got it
 	held       bool    // the vector is at hand
@@ -65,7 +66,7 @@ type puller struct {
 
 func newPuller(s *session) *puller {
 	return &puller{
-		s: s, c: s.record.place(), arbiter: arbiter{peer: s.server}, heard: vector{},
+		s: s, restart: s.record.restarted(), c: s.record.place(), arbiter: arbiter{peer: s.server}, heard: vector{},
 		giver: giver{reaped: s.reaped.Load},
 	}
 }
@@ -376,7 +377,7 @@ func (u *puller) examine(p *page) (*candidates, error) {
 // progress returns what a page brings beside its entries.
 func (u *puller) progress(p *page, next cursor) *progress {
 	s := u.s
-	progress := &progress{id: s.hello.id, record: s.record, next: next, stay: u.incomplete || p.ahead, witness: p.vector}
+	progress := &progress{id: s.hello.id, record: s.record, restart: u.restart, next: next, stay: u.incomplete || p.ahead, witness: p.vector}
 	switch {
 	case p.ahead && !u.incomplete:
 		progress.join = p.vector

@@ -371,6 +371,9 @@ func (s *session) rejoin(call *rejoinCall) (done Rejoined, err error) {
 	}
 	next := cursor{checkpoint: j.peer.to, joined: true}
 	s.y.scans.add(scanRejoined)
+	if err := s.learn(); err != nil { // before what the peer knows is
+		return j.soFar(), err
+	}
 	return j.finish(&progress{id: s.hello.id, record: s.record, next: next})
 }
 
@@ -440,7 +443,8 @@ type RejoinOptions struct {
 	// KeepAdopted keeps old values, from before the databases were first wrapped, that
 	// only one of the two replicas has. Nobody knows whether they were deleted at the
 	// other one. The default value is false: they are dropped where the other replica has
-	// forgotten deletions.
+	// forgotten deletions. A third one that has such a value, and has seen those deletions,
+	// brings it back.
 	KeepAdopted bool
 
 	// Progress is called now and then with what has been found so far. It must return

@@ -45,7 +45,7 @@ func (s *session) serve() error {
 			if a.ready {
 				// Of what the page holds, some may have been adopted elsewhere and merged
 				// since the news were told. The peer has to know of the adoption first.
-				if err := news.tellAdoptions(); err != nil {
+				if err := s.tellAdoptions(); err != nil {
 					return err
 				}
 				// So has it of what was reaped by now; and what it knows has to cover that, too.
@@ -94,7 +94,7 @@ func (s *session) serve() error {
 				signal(s.standing)
 			}
 			if err == nil {
-				err = news.tellAdoptions() // as before a page
+				err = s.tellAdoptions() // as before a page
 			}
 			if err == nil {
 				err = s.tellReaped()
@@ -168,19 +168,18 @@ func (s *session) sendPage(a *answer, out *entryWriter) error {
 
 // newsTeller tells the peer what it did not ask for.
 type newsTeller struct {
-	s         *session
-	adoptions uint64    // one above the number of the adoptions that were told; 0: none were
-	durable   uint64    // number of the durable point that was told
-	known     vector    // what was told with it
-	vectorAt  time.Time // when the vector is to be told; zero: there is no news
-	asked     time.Time // when the peer was last asked to make everything durable
-	acks      uint64    // number of its acks by then
-	reaped    *vector   // what the peer had reaped when it was last told of all that is known
+	s        *session
+	durable  uint64    // number of the durable point that was told
+	known    vector    // what was told with it
+	vectorAt time.Time // when the vector is to be told; zero: there is no news
+	asked    time.Time // when the peer was last asked to make everything durable
+	acks     uint64    // number of its acks by then
+	reaped   *vector   // what the peer had reaped when it was last told of all that is known
 }
 
 // tell tells the news, and returns when to look again; 0: after a commit.
 func (n *newsTeller) tell(now time.Time) (again time.Duration, err error) {
-	if err := n.tellAdoptions(); err != nil {
+	if err := n.s.tellAdoptions(); err != nil {
 		return 0, err
 	}
 	if err := n.s.tellReaped(); err != nil {
@@ -225,17 +224,24 @@ func (n *newsTeller) tellVector(now time.Time) (again time.Duration, err error) 
 
 // tellAdoptions tells what is known of adoptions, unless nothing has changed since the
 // last time.
-func (n *newsTeller) tellAdoptions() error {
-	a, number := n.s.store.known.adoptions()
-	if number+1 == n.adoptions {
+func (s *session) tellAdoptions() error {
+	s.telling.take()
+	defer s.telling.giveBack()
+	return s.sendAdoptions()
+}
+
+// sendAdoptions is tellAdoptions. The caller holds telling.
+func (s *session) sendAdoptions() error {
+	a, number := s.store.known.adoptions()
+	if number+1 == s.adoptions {
 		return nil
 	}
 	for _, payload := range adoptionsFrames(a) {
-		if err := n.s.send(frameAdoptions, payload); err != nil {
+		if err := s.send(frameAdoptions, payload); err != nil {
 			return err
 		}
 	}
-	n.adoptions = number + 1
+	s.adoptions = number + 1
 	return nil
 }
 
@@ -327,6 +333,10 @@ func (s *session) tellWholeVector() error {
 func (s *session) sendVector() error {
 	news, head := s.store.known.since(s.told)
 	s.told = head
+	// The vector may claim old values that are in doubt; the peer has to know first.
+	if err := s.sendAdoptions(); err != nil {
+		return err
+	}
 	for _, payload := range vectorFrames(news, s.own.epoch) {
 		if err := s.send(frameVector, payload); err != nil {
 			return err

@@ -410,6 +410,9 @@ func (v *sumsView) piece(ctx context.Context, r keyRange) (piece, error) {
 // recovered.
 func (d *store) endRecovery(p *progress) error {
 	err := d.enter(false, func(x *section) error {
+		if err := p.check(); err != nil {
+			return err
+		}
 		top := greatest(p.witness)
 		if err := x.reserve(top); err != nil {
 			return err

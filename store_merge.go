@@ -2,6 +2,8 @@ package replicator
 
 import (
 	"bytes"
+	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -207,22 +209,33 @@ type progress struct {
 	id      DatabaseID
 	record  *peerRecord
 	next    cursor
+	restart uint64  // number of the record's restart from which it goes on
 	stay    bool    // the cursor does not move
 	witness []Stamp // clocks above which the own clock rises
 	join    []Stamp // what is known from now on
 }
 
+// check refuses progress from a place that does not count any more. It is called in the
+// commit section.
+func (p *progress) check() error {
+	if p != nil && !p.stay && p.record.restarted() != p.restart {
+		return errRestarted
+	}
+	return nil
+}
+
+var errRestarted = errors.New("replicator: old values were dropped in a rejoin with another peer, and this one may have them: its database is read from the beginning")
+
 // merge commits the winners, verbatim, in one batch with the progress that comes with
 // them; p may be nil.
 func (d *store) merge(c *candidates, blind *blindness, p *progress) error {
 	if d.isNothing(c, p) && d.admits(c.giver) == nil {
-		p.record.passed(p.next)
-		return nil
+		return p.record.passed(p.next, p.restart)
 	}
 	// All of a peer is merged, from the beginning: the files lack nothing any more.
 	whole := p != nil && !p.stay && p.next.caughtUp() && d.recovered.Load()
 	err := d.enter(false, func(x *section) error {
-		if err := x.admit(c.giver); err != nil {
+		if err := cmp.Or(x.admit(c.giver), p.check()); err != nil {
 			return err
 		}
 		if err := d.examineAgain(x, c, blind); err != nil {

@@ -59,6 +59,7 @@ type server struct {
 
 	mu      sync.Mutex           // guards what follows
 	peer    vector               // what the peer knows
+	adopted adoptions            // which adoptions it knows of
 	shipped vector               // of that, what pages of this session have told it
 	hearsay vector               // what the peer has heard besides; it tells that once
 	hearing uint64               // a number that changes with hearsay
@@ -66,7 +67,7 @@ type server struct {
 }
 
 func newServer(d *store) *server {
-	return &server{d: d, heard: vector{}, peer: vector{}, shipped: vector{}, hearsay: vector{}, fed: map[Origin]time.Time{}}
+	return &server{d: d, heard: vector{}, peer: vector{}, adopted: adoptions{}, shipped: vector{}, hearsay: vector{}, fed: map[Origin]time.Time{}}
 }
 
 // tell notes what the peer knows, and returns of how many origins it does.
@@ -82,6 +83,14 @@ func (v *server) tell(known []Stamp) (origins int) {
 		}
 	}
 	return len(v.peer)
+}
+
+// tellAdoptions notes which adoptions the peer knows of, and returns of how many it does.
+func (v *server) tellAdoptions(a adoptions) int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.adopted.merge(a)
+	return len(v.adopted)
 }
 
 // tellHearsay notes what the peer has heard besides, and returns of how many origins it has.
@@ -158,9 +167,9 @@ type filter struct {
 }
 
 // filter is as of what is known here: an adoption that is learned of later must not be
-// taken for one whose values the peer has. The caller holds mu, and that of what is known.
+// taken for one whose values the peer has. The peer may know better. The caller holds mu, and that of what is known.
 func (v *server) filter() filter {
-	return filter{v: v, adopted: v.d.known.adopted.covered(v.peer)}
+	return filter{v: v, adopted: v.d.known.adopted.covered(v.peer) && v.adopted.covered(v.peer)}
 }
 
 // filterNow is for what was read before: no value in it is of an adoption that is yet

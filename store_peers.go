@@ -20,7 +20,8 @@ type peerRecord struct {
 
 	forgotten bool // of a row: there is nothing but a name
 
-	cursor // how far the peer's log has been merged here; the peer's session moves it
+	cursor          // how far the peer's log has been merged here; the peer's session moves it
+	restarts uint64 // how often that was put back to the beginning, since Open
 
 	// epochs are the newest ones that the peer had as its current, the latest
 	// last. One that comes back after another tells of two lineages.
@@ -116,6 +117,18 @@ func (p *peerRecord) place() cursor {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.cursor
+}
+
+// restarted returns how often the peer's log was to be read from the beginning.
+func (p *peerRecord) restarted() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.restarts
+}
+
+// restart has the peer's log be read from the beginning, and all that goes on in it fail.
+func (p *peerRecord) restart(x *section, id DatabaseID) {
+	p.save(x, id, func(p *peerRecord) { p.cursor, p.restarts = cursor{}, p.restarts+1 })
 }
 
 // begins forgets what the peer has stated, if it comes as another process, or was told
@@ -242,11 +255,15 @@ func (p *peerRecord) isUnsaved() bool {
 
 // passed moves the cursor over what was here already. That needs no write of its own:
 // the row may as well be behind.
-func (p *peerRecord) passed(next cursor) {
+func (p *peerRecord) passed(next cursor, restarts uint64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.restarts != restarts {
+		return errRestarted
+	}
 	p.unsaved = p.unsaved || !p.cursor.equal(next)
 	p.cursor = next
+	return nil
 }
 
 // save changes the record and adds its row to the commit.

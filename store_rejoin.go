@@ -36,6 +36,7 @@ type rejoin struct {
 
 	drops, puts []judged
 	taken       Rejoined // what came of the peer's entries
+	doubted     bool     // an old value goes that nobody may have deleted
 }
 
 // judged is a record here, of which the peer has nothing, or a belated deletion.
@@ -140,13 +141,22 @@ func isReaped(clock uint64, reaped vector) bool {
 // hadOnce reports whether this replica has had an entry of the peer's that it has nothing
 // of: it was deleted here. No vector covers an old value. It is one of which all were here
 // once, if the vector covers all adoptions; else nobody knows, unless the peer has seen
-// all deletions that were reaped here.
-func (j *rejoin) hadOnce(v Version) bool {
-	if !v.adopted() {
-		return j.known.covers(v.Stamp)
+// all deletions that were reaped here: that it was is then assumed, in doubt.
+func (j *rejoin) hadOnce(v Version) (had, doubted bool) {
+	switch {
+	case !v.adopted():
+		return j.known.covers(v.Stamp), false
+	case j.hadAllOld(j.known):
+		return true, false
 	}
+	doubted = len(j.reaped) > 0 && !j.peer.known.includes(j.reaped) && !j.keepAdopted
+	return doubted, doubted
+}
+
+// hadAllOld reports whether who knows so much has had all old values.
+func (j *rejoin) hadAllOld(known vector) bool {
 	adopted, _ := j.d.known.adoptions()
-	return adopted.covered(j.known) || len(j.reaped) > 0 && !j.peer.known.includes(j.reaped) && !j.keepAdopted
+	return adopted.covered(known)
 }
 
 // isBelated reports whether a deletion is as good as nothing beside a later value: the side that
@@ -166,9 +176,13 @@ func (c *candidates) judge(x *section) (puts uint64) {
 	c.again = make([]bool, len(c.entries))
 	for i := range c.entries {
 		e := &c.entries[i]
+		if !c.wins[i] || c.local[i].found && !isBelated(c.local[i].Version, e.Version, j.reaped) {
+			continue
+		}
+		had, doubted := j.hadOnce(e.Version)
+		j.doubted = j.doubted || doubted
 		switch {
-		case !c.wins[i] || c.local[i].found && !isBelated(c.local[i].Version, e.Version, j.reaped):
-		case j.hadOnce(e.Version):
+		case had:
 			c.wins[i] = false
 		case !e.Deleted && isReaped(e.Clock, j.reaped):
 			c.again[i] = true
@@ -197,6 +211,18 @@ func (x *section) forgo(r *judged, here *indexRecord) {
 	x.keepOwnOf(here)
 }
 
+// doubt has old values be offered to everybody anew, for some go that nobody may have
+// deleted. Who has seen all deletions that were forgotten, and still has them, is right. They
+// may stand below the checkpoint, so the logs of all but one peer are read from the beginning.
+func (x *section) doubt(but *peerRecord) {
+	x.learn(adoptions{inDoubt: Stamp{}})
+	for id, record := range x.d.allPeers() {
+		if record != but {
+			record.restart(x, id)
+		}
+	}
+}
+
 // find takes in pairs of which the two sides have not the same, and returns the entries
 // that are to be merged.
 func (j *rejoin) find(pairs []pair) (take []entry, err error) {
@@ -209,7 +235,7 @@ func (j *rejoin) find(pairs []pair) (take []entry, err error) {
 			if err := j.findHere(p); err != nil {
 				return nil, err
 			}
-		case p.isHere || p.there.adopted() || !j.hadOnce(p.there.Version):
+		case p.isHere || p.there.adopted() || !j.known.covers(p.there.Stamp):
 			// Of an old value it is known when it comes whether all of its kind were here.
 			take = append(take, p.there)
 		}
@@ -277,6 +303,7 @@ func (j *rejoin) finish(p *progress) (done Rejoined, err error) {
 			return err
 		}
 		x.clock.witness(top)
+		certain := j.hadAllOld(j.peer.known)
 		for i := range j.puts {
 			r := &j.puts[i]
 			here, is, err := unchanged(r)
@@ -298,7 +325,11 @@ func (j *rejoin) finish(p *progress) (done Rejoined, err error) {
 			if is {
 				x.forgo(r, &here)
 				done.Dropped++
+				j.doubted = j.doubted || r.version.adopted() && !certain
 			}
+		}
+		if j.doubted {
+			x.doubt(p.record)
 		}
 		if err := x.join(known); err != nil {
 			return err

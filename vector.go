@@ -94,6 +94,11 @@ type adoptionID uint64
 // has not. Adopted values are known to whoever covers the marks of all of them.
 type adoptions map[adoptionID]Stamp
 
+// inDoubt is an adoption that nobody makes, and that does not end: drawn ids are odd. Who
+// dropped old values in a rejoin that other replicas may rightly have makes it known. From
+// then on, no vector tells of old values whether they are known.
+const inDoubt adoptionID = 2
+
 // covered reports whether every adoption has ended, and a vector covers all the marks.
 func (a adoptions) covered(by vector) bool {
 	for _, mark := range a {

@@ -157,8 +157,8 @@ func (m *mender) flush(kind DisagreementKind) error {
 func (m *mender) ask(keys [][]byte) (known map[string]bool, err error) {
 	certain := len(m.peers) > 0
 	adoptions, _ := m.y.store.known.adoptions()
-	for _, mark := range adoptions {
-		certain = certain && mark != Stamp{} // else a peer may have values that it does not know yet
+	for id, mark := range adoptions {
+		certain = certain && (mark != Stamp{} || id == inDoubt) // else a peer may have values that it does not know yet
 	}
 	known = map[string]bool{}
 	for _, s := range m.peers {

@@ -343,9 +343,7 @@ func TestCompareAccess(t *testing.T) {
 	t.Parallel()
 	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
 		c.link(0, 1)
-		source.open(func(o *replicator.Options) {
-			o.Authorize = func(replicator.PeerInfo) (replicator.Access, error) { return replicator.ReadOnly, nil }
-		})
+		source.open(mergesNothing)
 		n.open()
 		source.fill("key", 0, 600, 10)
 		n.fill("own", 0, 3, 10)
@@ -878,9 +876,7 @@ func TestCompareWithLiars(t *testing.T) {
 // TestOffersOfReaders: who may only pull may offer nothing, and may ask.
 func TestOffersOfReaders(t *testing.T) {
 	t.Parallel()
-	h := newHost(t, func(o *replicator.Options) {
-		o.Authorize = func(replicator.PeerInfo) (replicator.Access, error) { return replicator.ReadOnly, nil }
-	})
+	h := newHost(t, mergesNothing)
 	p, hi := dialWire(t, h.Addr()), newWireHi()
 	p.say(wireHello, hi.payload())
 	p.await(wireHello, 0)

@@ -139,9 +139,7 @@ func TestConflictsAreOwned(t *testing.T) {
 	t.Parallel()
 	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
 		told := 0
-		source.open(func(o *replicator.Options) { // the two are to meet at n
-			o.Authorize = func(replicator.PeerInfo) (replicator.Access, error) { return replicator.ReadOnly, nil }
-		})
+		source.open(mergesNothing) // the two are to meet at n
 		n.open(func(o *replicator.Options) {
 			o.OnConflict = func(c replicator.Conflict) {
 				told++

@@ -151,10 +151,7 @@ func TestExpireNotHeldByReader(t *testing.T) {
 	inPair(t, 1, func(t *testing.T, c *cluster, source, n *node) {
 		c.expiring(time.Second, 20, 1000)
 		n.open()
-		readOnly := func(o *replicator.Options) {
-			o.Authorize = func(replicator.PeerInfo) (replicator.Access, error) { return replicator.ReadOnly, nil }
-		}
-		source.open(readOnly)
+		source.open(mergesNothing)
 		require.NoError(t, n.sync())
 		n.updates(0, 200)
 		n.hasLog(20, 22)

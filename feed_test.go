@@ -266,9 +266,7 @@ func TestFeedIsLive(t *testing.T) {
 // what was lost, as long as that is in memory.
 func TestFeedTellsConflicts(t *testing.T) {
 	inPair(t, 1, func(t *testing.T, c *cluster, a, b *node) {
-		a.open(func(o *replicator.Options) { // so the two meet at b only
-			o.Authorize = func(replicator.PeerInfo) (replicator.Access, error) { return replicator.ReadOnly, nil }
-		})
+		a.open(mergesNothing) // so the two meet at b only
 		b.open()
 		require.NoError(t, b.sync())
 		from := b.r.Here()

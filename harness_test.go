@@ -327,6 +327,11 @@ func dialOnly(o *replicator.Options) {
 	o.Listener = nil
 }
 
+// mergesNothing has a node give what it has, and take nothing.
+func mergesNothing(o *replicator.Options) {
+	o.Authorize = func(replicator.PeerInfo) (replicator.Access, error) { return replicator.ReadOnly, nil }
+}
+
 // openSlowly opens a node whose every write to the journal takes some time, and
 // adoption with it. What is written under a mutex must not be slow, for time does not pass
 // in a bubble while somebody waits for one; so the write buffer has room for everything.

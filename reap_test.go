@@ -336,11 +336,6 @@ func TestRejoinAdopted(t *testing.T) {
 // remembers has a node forget no deletions.
 func remembers(o *replicator.Options) { o.TombstoneAge = 0 }
 
-// mergesNothing has a node give what it has, and take nothing.
-func mergesNothing(o *replicator.Options) {
-	o.Authorize = func(replicator.PeerInfo) (replicator.Access, error) { return replicator.ReadOnly, nil }
-}
-
 // forgets has a node put and delete a key, and forget that. Another one merges all of it, and
 // remembers.
 func (n *node) forgets(key string, other *node) {

@@ -423,9 +423,7 @@ func TestAuthorize(t *testing.T) {
 		})
 	})
 	t.Run("read-only, and it sends", func(t *testing.T) {
-		server := newHost(t, func(o *replicator.Options) {
-			o.Authorize = func(replicator.PeerInfo) (replicator.Access, error) { return replicator.ReadOnly, nil }
-		})
+		server := newHost(t, mergesNothing)
 		client := newHost(t, nil)
 		require.NoError(t, client.AddPeer(server.Addr().String(), nil))
 		require.NoError(t, client.SyncNow(within(t, 5*time.Second)))

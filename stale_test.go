@@ -83,20 +83,28 @@ func TestRejoinUnanswered(t *testing.T) {
 		good.open()
 		good.put("good", "value")
 		n.open()
-		hi := newWireHi()
-		hi.flags |= 2
-		p := c.dialHostile("n9", n, false)
-		p.say(wireHello, hi.payload())
-		p.await(wireHello, 0)
-		p.say(wireAccept, []byte{1})
-		p.say(wireVector, wireStamps(nil, wireStamp{1<<63 | 55, 9}))
-		p.say(wireReaped, wireStamps([]byte{0}, wireStamp{1<<63 | 55, 9}))
+		p := c.dialReaping(n, newWireHi(), 0, []wireStamp{{1<<63 | 55, 9}}, wireStamp{1<<63 | 55, 9})
 		p.await(wireQuestion, 0)
 		p.answerPings(1)
 		require.NoError(t, n.r.AddPeer("n1", nil))
 		untilWithin(t, 10*time.Minute, "good comes", func() bool { _, has := n.get("good"); return has })
 		p.Close()
 	})
+}
+
+// dialReaping connects a host that is no replica to a node. It states what it knows, if it is to
+// tell that, and what it has reaped.
+func (c *cluster) dialReaping(n *node, hi wireHi, flags byte, knows []wireStamp, reaped ...wireStamp) *wirePeer {
+	hi.flags |= 2
+	p := c.dialHostile("n9", n, false)
+	p.say(wireHello, hi.payload())
+	p.await(wireHello, 0)
+	p.say(wireAccept, []byte{1})
+	if knows != nil {
+		p.say(wireVector, wireStamps(nil, knows...))
+	}
+	p.say(wireReaped, wireStamps([]byte{flags}, reaped...))
+	return p
 }
 
 // fitAgain has n learn that it is stale while it merges a page of a peer that is made by
@@ -113,12 +121,7 @@ func (c *cluster) fitAgain(hi wireHi, heard ...wireStamp) (p *wirePeer, pull []b
 	good.put("more", "value")
 	unseen := good.index()["more"].Stamp
 
-	hi.flags |= 2
-	p = c.dialHostile("n9", n, false)
-	p.say(wireHello, hi.payload())
-	p.await(wireHello, 0)
-	p.say(wireAccept, []byte{1})
-	p.say(wireReaped, wireStamps([]byte{0}))
+	p = c.dialReaping(n, hi, 0, nil)
 	p.await(wirePull, 9)
 	p.say(wirePage, wireFullPage(hi.epoch, 9))
 	p.await(wirePull, 9)
@@ -192,7 +195,6 @@ func TestHeardOutlastsStaleness(t *testing.T) {
 func TestStaleIsToldAnew(t *testing.T) {
 	t.Parallel()
 	hi := newWireHi()
-	hi.flags |= 2
 	const rejoins = 2
 	t.Run("by the one that is stale", func(t *testing.T) {
 		t.Parallel()
@@ -200,11 +202,7 @@ func TestStaleIsToldAnew(t *testing.T) {
 			c.open()
 			n, good := c.nodes[0], c.nodes[1]
 			good.put("good", "value")
-			p := c.dialHostile("n9", n, false)
-			p.say(wireHello, hi.payload())
-			p.await(wireHello, 0)
-			p.say(wireAccept, []byte{1})
-			p.say(wireReaped, wireStamps([]byte{0}, wireStamp{hi.epoch, 9}))
+			p := c.dialReaping(n, hi, 0, nil, wireStamp{hi.epoch, 9})
 			require.EqualValues(t, rejoins, p.await(wireReaped, 0)[0], "it is young")
 			p.await(wireQuestion, 0)
 			n.put("own", "value")
@@ -225,11 +223,7 @@ func TestStaleIsToldAnew(t *testing.T) {
 			n.delete("key")
 			c.converge()
 			c.reaped()
-			p := c.dialHostile("n9", n, false)
-			p.say(wireHello, hi.payload())
-			p.await(wireHello, 0)
-			p.say(wireAccept, []byte{1})
-			p.say(wireReaped, wireStamps([]byte{rejoins}))
+			p := c.dialReaping(n, hi, rejoins, nil)
 			p.answerPings(0)
 			time.Sleep(time.Second)
 			require.Nil(t, n.peer(p.LocalAddr().String()).Stale)
@@ -267,12 +261,7 @@ func TestRejoinOfTheNew(t *testing.T) {
 		until(t, "it rejoins", func() bool { return n.peer(hub.name).State == replicator.StatePullingInFull })
 
 		hi := newWireHi()
-		hi.flags |= 2
-		p := c.dialHostile("n9", n, false)
-		p.say(wireHello, hi.payload())
-		p.await(wireHello, 0)
-		p.say(wireAccept, []byte{1})
-		p.say(wireReaped, wireStamps([]byte{0}, wireStamp{hi.epoch, 9}))
+		p := c.dialReaping(n, hi, 0, nil, wireStamp{hi.epoch, 9})
 		p.answerPings(0)
 		until(t, "it has rejoined", func() bool { return n.inSync(hub.name) })
 		time.Sleep(time.Second)
@@ -300,15 +289,8 @@ func TestReapedIsAskedFor(t *testing.T) {
 				c.converge()
 				deletion := n.index()["key"].Stamp
 
-				hi := newWireHi()
-				hi.flags |= 2
-				p := c.dialHostile("n9", n, false)
-				p.say(wireHello, hi.payload())
-				p.await(wireHello, 0)
-				p.say(wireAccept, []byte{1})
-				knows := wireStamp{uint64(deletion.Origin), deletion.Clock}
-				p.say(wireVector, wireStamps(nil, knows))
-				p.say(wireReaped, wireStamps([]byte{0}))
+				hi, knows := newWireHi(), wireStamp{uint64(deletion.Origin), deletion.Clock}
+				p := c.dialReaping(n, hi, 0, []wireStamp{knows})
 				p.await(wirePull, 9)
 				p.say(wirePage, wireFullPage(hi.epoch, 9))
 				p.await(wirePull, 9)
@@ -477,10 +459,7 @@ func TestStaleReader(t *testing.T) {
 			c.link(1, 0)
 			c.reaping(10 * time.Second).with(func(o *replicator.Options) { o.PeerAge = time.Hour })
 			hub, reader := c.nodes[0], c.nodes[1]
-			readOnly := func(o *replicator.Options) {
-				o.Authorize = func(replicator.PeerInfo) (replicator.Access, error) { return replicator.ReadOnly, nil }
-			}
-			hub.open(readOnly)
+			hub.open(mergesNothing)
 			reader.open()
 			hub.put("a", "1")
 			hub.put("b", "1")
@@ -488,7 +467,7 @@ func TestStaleReader(t *testing.T) {
 			hub.close()
 			reader.delete("b")
 			time.Sleep(3 * time.Hour)
-			hub.open(readOnly)
+			hub.open(mergesNothing)
 			hub.put("c", "1")
 			time.Sleep(time.Hour)
 			_, has := reader.get("c")
@@ -573,7 +552,7 @@ func TestStaleUntilCaughtUp(t *testing.T) {
 		c.converge()
 		disk := old.closedDisk()
 		third.close()
-		third.open(func(o *replicator.Options) { o.TombstoneAge = 0 }) // it keeps them
+		third.open(remembers)
 		n.delete("c")
 		c.converge()
 		until(t, "reaped", func() bool { return n.tombstones() == 0 })
@@ -583,7 +562,7 @@ func TestStaleUntilCaughtUp(t *testing.T) {
 		time.Sleep(time.Minute)
 		require.NotNil(t, old.peer("n0").Stale)
 		n.close()
-		third.open(func(o *replicator.Options) { o.TombstoneAge = 0 })
+		third.open(remembers)
 		time.Sleep(2 * time.Minute)
 		_, has := old.get("c")
 		require.False(t, has)

@@ -564,9 +564,7 @@ func TestVerifyUnrepaired(t *testing.T) {
 // TestVerifyMergesNothingOfReaders: a peer that may only read is not asked.
 func TestVerifyMergesNothingOfReaders(t *testing.T) {
 	inPair(t, 1, func(t *testing.T, c *cluster, hub, reader *node) {
-		hub.open(func(o *replicator.Options) {
-			o.Authorize = func(replicator.PeerInfo) (replicator.Access, error) { return replicator.ReadOnly, nil }
-		})
+		hub.open(mergesNothing)
 		reader.open()
 		hub.put("k", "v")
 		reader.arrives("k", "v")

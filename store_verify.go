@@ -118,6 +118,9 @@ func newVerifier(ctx context.Context, d *store) *verifier {
 // run walks over data, index and log, as of one commit. What is written meanwhile does not
 // matter.
 func (v *verifier) run(progress func(done, total int64)) error {
+	if v.ctx.Err() != nil {
+		return context.Cause(v.ctx)
+	}
 	d := v.d
 	if err := d.enter(false, func(x *section) error { return x.moment(&v.view, maxSequence) }); err != nil {
 		return err

@@ -147,6 +147,9 @@ func TestVerifyEnds(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		db := memDB(t)
 		r := wrap(t, db, nil)
+		over, end := context.WithCancel(t.Context())
+		end()
+		require.ErrorIs(t, second(r.Verify(over, nil)), context.Canceled, "there is nothing to verify")
 		b := new(leveldb.Batch)
 		for i := range 6000 {
 			b.Put(fmt.Appendf(nil, "key %05d", i), nil)

@@ -409,6 +409,7 @@ func TestServeRefuses(t *testing.T) {
 		"-path DIR/a -listen 127.0.0.1:0 -key-file DIR/short": "at least 32 are required",
 		"-path DIR/short":              "not a directory",
 		"-path DIR/a -peers 127.0.0.1": "missing port",
+		"-path DIR/a -peers ,":         "there is no address in it",
 		"-path DIR/a -listen 127.0.0.1:0 -http 127.0.0.1:0 -nowhere": "not defined: -nowhere",
 	} {
 		_, errs, code := runHere(t.Context(), new(call), append([]string{"serve"}, strings.Fields(strings.ReplaceAll(args, "DIR", dir))...)...)

@@ -60,10 +60,15 @@ func (s *serving) addPeers(list string) error {
 	if s.options.Peers == nil {
 		s.options.Peers = map[string]replicator.Meta{}
 	}
+	found := false
 	for addr := range strings.SplitSeq(list, ",") {
 		if addr = strings.TrimSpace(addr); addr != "" {
 			s.options.Peers[addr] = nil
+			found = true
 		}
+	}
+	if !found {
+		return errors.New("there is no address in it")
 	}
 	return nil
 }

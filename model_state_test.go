@@ -424,7 +424,8 @@ func (s *modelState) arrive(i, j int, p *page) (err error) {
 	if s.left.reaping {
 		u.giver.reaped = func() *vector { return nil }
 	}
-	u.s.news, _ = s.r[j].d.known.adoptions()
+	told, _ := s.r[j].d.known.adoptions()
+	u.s.server.tellAdoptions(told)
 	if l.next, err = u.arrive(p); err == nil {
 		u.beginFirst(p, &l.next, nil)
 		if u.first != nil {

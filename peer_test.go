@@ -55,6 +55,25 @@ func TestRestartedPeers(t *testing.T) {
 	require.Equal(t, adoptions{inDoubt: {}}, d.known.adopted)
 }
 
+// TestAdoptionsToLearn: what a peer tells of adoptions is left to be learned until it is known
+// durably, for whoever asks meanwhile, and not when there was news of it.
+func TestAdoptionsToLearn(t *testing.T) {
+	t.Parallel()
+	v := newServer(nil)
+	require.Empty(t, v.adoptions())
+	mark := Stamp{7, wireEpoch}
+	require.Equal(t, 2, v.tellAdoptions(adoptions{1: {}, 3: mark}))
+	first, second := v.adoptions(), v.adoptions()
+	require.Equal(t, adoptions{1: {}, 3: mark}, first)
+	require.Equal(t, first, second, "it is on its way, and not known yet")
+	v.tellAdoptions(adoptions{1: mark, 5: {}})
+	v.learned(first)
+	require.Equal(t, adoptions{1: mark, 5: {}}, v.adoptions())
+	v.learned(second)
+	v.learned(v.adoptions())
+	require.Empty(t, v.adoptions())
+}
+
 // FuzzPeerRecord parses rows that may be damaged: it never panics, and what is
 // accepted reads back as it was.
 func FuzzPeerRecord(f *testing.F) {

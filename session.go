@@ -137,21 +137,20 @@ type session struct {
 
 	mu         sync.Mutex // guards what follows
 	changed    chan struct{}
-	token      uint64    // of the last ping asked for
-	pingNow    bool      // beat: send a ping
-	pinged     bool      // beat: answer a ping
-	pingToken  uint64    // the latest ping's
-	stated     uint64    // own head that the peer's SyncNow was told last
-	statedFor  uint64    // by the answer to the ping with this token
-	flushAsked bool      // serve: make everything durable, and say so
-	answers    bool      // the peer has answered a ping
-	answered   uint64    // token of the last answer
-	peerHead   uint64    // the peer's head, by the last answer
-	merged     uint64    // up to where the peer's log is merged here
-	news       adoptions // what the peer told of adoptions, yet to be learned
-	durable    vector    // what is durable at the peer
-	granted    *Access   // what this replica may do at the peer; nil: it has yet to say
-	acks       uint64    // number of acks received
+	token      uint64  // of the last ping asked for
+	pingNow    bool    // beat: send a ping
+	pinged     bool    // beat: answer a ping
+	pingToken  uint64  // the latest ping's
+	stated     uint64  // own head that the peer's SyncNow was told last
+	statedFor  uint64  // by the answer to the ping with this token
+	flushAsked bool    // serve: make everything durable, and say so
+	answers    bool    // the peer has answered a ping
+	answered   uint64  // token of the last answer
+	peerHead   uint64  // the peer's head, by the last answer
+	merged     uint64  // up to where the peer's log is merged here
+	durable    vector  // what is durable at the peer
+	granted    *Access // what this replica may do at the peer; nil: it has yet to say
+	acks       uint64  // number of acks received
 	state      State
 	caughtUp   bool  // in this session, once
 	incomplete bool  // the peer could not read something
@@ -514,12 +513,6 @@ func (s *session) hearsOf(a adoptions) error {
 	if n := s.server.tellAdoptions(a); n > maxAdoptions {
 		return fmt.Errorf("%w: the peer tells of %d adoptions, the limit is %d", ErrProtocol, n, maxAdoptions)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.news == nil {
-		s.news = adoptions{}
-	}
-	s.news.merge(a)
 	return nil
 }
 

@@ -406,14 +406,15 @@ func (u *puller) judge(entries []entry) error {
 
 // learn makes known, and durable, what the peer told of adoptions.
 func (s *session) learn() error {
-	s.mu.Lock()
-	news := s.news
-	s.news = nil
-	s.mu.Unlock()
-	if news == nil {
+	news := s.server.adoptions()
+	if len(news) == 0 {
 		return nil
 	}
-	return s.store.learnAdoptions(news)
+	if err := s.store.learnAdoptions(news); err != nil {
+		return err
+	}
+	s.server.learned(news)
+	return nil
 }
 
 // request asks for the next page. A replica that had nothing when the session

@@ -59,7 +59,7 @@ type server struct {
 
 	mu      sync.Mutex           // guards what follows
 	peer    vector               // what the peer knows
-	adopted adoptions            // which adoptions it knows of
+	adopted adoptions            // what it has told of adoptions, as far as that is not known here yet
 	shipped vector               // of that, what pages of this session have told it
 	hearsay vector               // what the peer has heard besides; it tells that once
 	hearing uint64               // a number that changes with hearsay
@@ -85,12 +85,33 @@ func (v *server) tell(known []Stamp) (origins int) {
 	return len(v.peer)
 }
 
-// tellAdoptions notes which adoptions the peer knows of, and returns of how many it does.
+// tellAdoptions notes what the peer knows of adoptions, and returns of how many that is yet to
+// be learned here.
 func (v *server) tellAdoptions(a adoptions) int {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.adopted.merge(a)
 	return len(v.adopted)
+}
+
+// adoptions returns a copy of what the peer has told of adoptions, and is not known here yet.
+func (v *server) adoptions() adoptions {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.adopted) == 0 {
+		return nil // of many merges, this costs nothing
+	}
+	return maps.Clone(v.adopted)
+}
+
+// learned notes what is known here by now.
+func (v *server) learned(a adoptions) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	maps.DeleteFunc(v.adopted, func(id adoptionID, mark Stamp) bool {
+		learned, is := a[id]
+		return is && learned == mark // else there was news meanwhile
+	})
 }
 
 // tellHearsay notes what the peer has heard besides, and returns of how many origins it has.
@@ -167,7 +188,8 @@ type filter struct {
 }
 
 // filter is as of what is known here: an adoption that is learned of later must not be
-// taken for one whose values the peer has. The peer may know better. The caller holds mu, and that of what is known.
+// taken for one whose values the peer has. The peer may have told of more. The caller holds mu,
+// and that of what is known.
 func (v *server) filter() filter {
 	return filter{v: v, adopted: v.d.known.adopted.covered(v.peer) && v.adopted.covered(v.peer)}
 }

@@ -348,9 +348,15 @@ func (n *node) forgets(key string, other *node) {
 
 // TestRejoinInDoubt: an old value that a rejoin drops, for the peer lacks it and has forgotten
 // deletions, comes back from a replica that has seen all of those: so nobody deleted it. The
-// vectors of the two claim that they know it.
+// vectors of the two claim that they know it, whatever becomes of their processes.
 func TestRejoinInDoubt(t *testing.T) {
 	t.Parallel()
+	for name, ends := range map[string]func(*node){"goes on": nil, "close": (*node).close, "kill": (*node).kill, "power cut": (*node).powerCut} {
+		t.Run(name, func(t *testing.T) { rejoinsInDoubt(t, ends) })
+	}
+}
+
+func rejoinsInDoubt(t *testing.T, ends func(*node)) {
 	inCluster(t, 3, func(t *testing.T, c *cluster) {
 		c.mesh().reaping(10 * time.Second)
 		n, old, other := c.nodes[0], c.nodes[1], c.nodes[2]
@@ -374,6 +380,12 @@ func TestRejoinInDoubt(t *testing.T) {
 		require.Equal(t, replicator.Rejoined{Merged: 1, Dropped: 2}, done)
 		until(t, "they are in sync", func() bool { return old.inSync("n0") && n.inSync("n1") })
 		require.Equal(t, []string{"a"}, sortedKeys(n.live()))
+		for _, n := range []*node{old, n} {
+			if ends != nil {
+				ends(n)
+				n.open()
+			}
+		}
 
 		other.open(remembers)
 		c.agree("a", "x")

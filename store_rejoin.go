@@ -49,7 +49,7 @@ type judged struct {
 
 // Rejoined tells what a rejoin did. It counts keys.
 type Rejoined struct {
-	Merged   int `json:"merged"`   // merged from the peer, as in ordinary replication
+	Merged   int `json:"merged"`   // came from the peer, to be merged as in ordinary replication
 	Dropped  int `json:"dropped"`  // removed here, for they were deleted in the meantime
 	Kept     int `json:"kept"`     // kept, although the peer has nothing: they are new to it
 	PutAgain int `json:"putAgain"` // kept as a new change, because the old one could be taken for one that was deleted

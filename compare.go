@@ -44,8 +44,8 @@ func (d *Difference) add(p *pair) {
 	}
 }
 
-// errMoved says that one side began to read the other's log anew before a comparison.
-var errMoved = errors.New("replicator: a log began to be read anew while two replicas were compared: try again")
+// errUnsettled says that one side began to read the other's log anew before a comparison.
+var errUnsettled = errors.New("replicator: a log began to be read anew while two replicas were compared: try again")
 
 // compareWith implements Replicator.Compare and Replicator.Repair.
 func (y *syncer) compareWith(ctx context.Context, name string, repair bool) (d Difference, err error) {
@@ -74,7 +74,7 @@ func (y *syncer) compareWith(ctx context.Context, name string, repair bool) (d D
 		if over := y.over(); over != nil {
 			return Difference{}, over
 		}
-		if ctx.Err() == nil && try < tries && err == errMoved {
+		if ctx.Err() == nil && try < tries && err == errUnsettled {
 			continue
 		}
 		if ctx.Err() != nil || try == tries || !s.ended() {
@@ -222,7 +222,7 @@ func (s *session) compareAsking(ctx context.Context, d *Difference, head uint64,
 	case s.access == ReadOnly || s.isIncomplete():
 		view.merged = position{} // nothing of the peer is under way here
 	case view.merged.isZero():
-		return errMoved
+		return errUnsettled
 	}
 	u := s.newTaker()
 	c := &comparison{d: s.store, view: view, ask: func(q *question) (*reply, error) {
@@ -231,7 +231,7 @@ func (s *session) compareAsking(ctx context.Context, d *Difference, head uint64,
 			return r, err
 		}
 		if !vectorFrom(r.vector).includes(view.reaped) || !vectorFrom(view.vector).includes(vectorFrom(r.reaped)) {
-			return r, errMoved // one snapshot is older than a deletion that the other side has forgotten
+			return r, errUnsettled // one snapshot is older than a deletion that the other side has forgotten
 		}
 		_, history := s.store.position()
 		s.mu.Lock()
@@ -241,7 +241,7 @@ func (s *session) compareAsking(ctx context.Context, d *Difference, head uint64,
 		case !mergesAll:
 			r.merged = position{} // nothing of this replica is under way there
 		case r.merged.seq < head || !history.contains(r.merged, maxSequence):
-			err = errMoved
+			err = errUnsettled
 		}
 		return r, err
 	}}

@@ -209,7 +209,7 @@ func (u *puller) fit() (waited bool, err error) {
 
 // isLater reports whether a rejoin may do later what it could not do now.
 func isLater(err error) bool {
-	for _, e := range []error{errMovedOn, errAdopting, errRejoining, errIncomplete} {
+	for _, e := range []error{errOvertaken, errAdopting, errRejoining, errIncomplete} {
 		if errors.Is(err, e) {
 			return true
 		}

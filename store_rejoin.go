@@ -117,16 +117,16 @@ func (d *store) awaitRejoin(ctx context.Context) error {
 func (j *rejoin) meets(r *reply) error {
 	p := &j.peer
 	if p.seen {
-		return errMovedOn // the rest would be of another snapshot
+		return errOvertaken // the rest would be of another snapshot
 	}
 	p.seen, p.known, p.reaped, p.to = true, vectorFrom(r.vector), vectorFrom(r.reaped), r.to
 	if greatest(r.reaped) >= j.begun && len(r.reaped) > 0 {
-		return errMovedOn // it has reaped later changes than it had told of
+		return errOvertaken // it has reaped later changes than it had told of
 	}
 	return nil
 }
 
-var errMovedOn = errors.New("replicator: the peer has moved on while this replica rejoined: try again")
+var errOvertaken = errors.New("replicator: the peer has moved on while this replica rejoined: try again")
 
 // isReaped reports whether a clock is not above what was reaped.
 func isReaped(clock uint64, reaped vector) bool {
@@ -282,7 +282,7 @@ func (j *rejoin) soFar() Rejoined {
 func (j *rejoin) finish(p *progress) (done Rejoined, err error) {
 	d := j.d
 	if !j.peer.seen {
-		return done, fmt.Errorf("%w: the peer has not told what it knows", errMovedOn)
+		return done, fmt.Errorf("%w: the peer has not told what it knows", errOvertaken)
 	}
 	done = j.taken
 	var point durablePoint

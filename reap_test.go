@@ -393,41 +393,47 @@ func rejoinsInDoubt(t *testing.T, ends func(*node)) {
 }
 
 // TestRejoinBothInDoubt is TestRejoinInDoubt where each of the two has forgotten a deletion
-// that the other has not seen: the one does not take the old value, and the other drops it.
+// that the other has not seen: the one does not take the old value, and the other drops it. It
+// hears of the doubt also if there is nothing to merge, and the first one is gone then.
 func TestRejoinBothInDoubt(t *testing.T) {
 	t.Parallel()
-	inCluster(t, 3, func(t *testing.T, c *cluster) {
-		c.mesh().reaping(10 * time.Second)
-		n, old, other := c.nodes[0], c.nodes[1], c.nodes[2]
-		n.open()
-		other.open(remembers)
-		n.put("a", "of a")
-		n.forgets("c", other)
-		n.close()
+	for _, keys := range [][]string{{"a"}, nil} {
+		inCluster(t, 3, func(t *testing.T, c *cluster) {
+			c.mesh().reaping(10 * time.Second)
+			n, old, other := c.nodes[0], c.nodes[1], c.nodes[2]
+			n.open()
+			other.open(remembers)
+			for _, key := range keys {
+				n.put(key, "value")
+			}
+			n.forgets("c", other)
+			n.close()
 
-		fillDisk(t, old.disk, map[string]string{"x": "old"})
-		old.open(mergesNothing)
-		old.forgets("d", other)
-		until(t, "the old value is merged", func() bool { return len(other.live()) == 2 })
-		other.close()
-		old.close()
+			fillDisk(t, old.disk, map[string]string{"x": "old"})
+			old.open(mergesNothing)
+			old.forgets("d", other)
+			until(t, "the old value is merged", func() bool { return len(other.live()) == len(keys)+1 })
+			other.close()
+			old.close()
 
-		n.open()
-		old.open()
-		until(t, "they have met", func() bool { return old.peer("n0").Stale != nil && n.peer("n1").Stale != nil })
-		done, err := n.r.Rejoin(t.Context(), "n1", nil)
-		require.NoError(t, err)
-		require.Equal(t, replicator.Rejoined{Merged: 1, Kept: 1, PutAgain: 1}, done)
-		require.Equal(t, []string{"a"}, sortedKeys(n.live()), "x came, and lost")
-		done, err = old.r.Rejoin(t.Context(), "n0", nil)
-		require.NoError(t, err)
-		require.Equal(t, replicator.Rejoined{Merged: 1, Dropped: 1}, done)
-		until(t, "they are in sync", func() bool { return old.inSync("n0") && n.inSync("n1") })
-		require.Equal(t, []string{"a"}, sortedKeys(n.live()))
+			n.open()
+			old.open()
+			until(t, "they have met", func() bool { return old.peer("n0").Stale != nil && n.peer("n1").Stale != nil })
+			done, err := n.r.Rejoin(t.Context(), "n1", nil)
+			require.NoError(t, err)
+			require.Equal(t, replicator.Rejoined{Merged: 1, Kept: len(keys), PutAgain: len(keys)}, done)
+			require.Equal(t, keys, sortedKeys(n.live()), "x came, and lost")
+			done, err = old.r.Rejoin(t.Context(), "n0", nil)
+			require.NoError(t, err)
+			require.Equal(t, replicator.Rejoined{Merged: len(keys), Dropped: 1}, done)
+			until(t, "they are in sync", func() bool { return old.inSync("n0") && n.inSync("n1") })
+			require.Equal(t, keys, sortedKeys(n.live()))
+			n.close()
 
-		other.open(remembers)
-		c.agree("a", "x")
-	})
+			other.open(remembers)
+			c.agree(append(keys, "x")...)
+		})
+	}
 }
 
 // TestRejoinInDoubtBelow: the old value that comes back stands below the place up to which the

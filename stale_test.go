@@ -3,6 +3,7 @@ package replicator_test
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -275,69 +276,84 @@ func TestRejoinOfTheNew(t *testing.T) {
 
 // TestReapedIsAskedFor: a page that follows the log is as of its end. An entry in it was
 // replaced at the peer by a deletion, which was merged here from elsewhere, and reaped once the
-// peer had told that it has it, too. So what the peer has of the key by now is asked for.
+// peer had told that it has it, too. So what the peer has of the key by now is asked for, also if
+// an earlier deletion of the key came before the entry: nothing here tells of the later one.
 func TestReapedIsAskedFor(t *testing.T) {
 	t.Parallel()
 	for name, now := range map[string]*wireEntry{"nothing": nil, "a later value": {key: "key", clock: 30, value: "later"}} {
-		t.Run(name, func(t *testing.T) {
-			inCluster(t, 2, func(t *testing.T, c *cluster) {
-				c.mesh().reaping(10 * time.Second).open()
-				n, good := c.nodes[0], c.nodes[1]
-				good.put("key", "value")
-				good.put("another", "value")
-				good.delete("key")
-				c.converge()
-				deletion := n.index()["key"].Stamp
-
-				hi, knows := newWireHi(), wireStamp{uint64(deletion.Origin), deletion.Clock}
-				p := c.dialReaping(n, hi, 0, []wireStamp{knows})
-				p.await(wirePull, 9)
-				p.say(wirePage, wireFullPage(hi.epoch, 9))
-				p.await(wirePull, 9)
-				p.say(wireAck, wireStamps(wirePlace(nil, uint64(n.r.Status().Epoch), 1), knows))
-				fetched := make(chan []byte, 1)
-				go func() {
-					for {
-						switch kind, payload, err := p.hear(); {
-						case err != nil:
-							return
-						case kind == wirePing:
-							p.say(wirePong, binary.AppendUvarint(payload, 10))
-						case kind == wireFetch:
-							fetched <- payload
-						}
-					}
-				}()
-				until(t, "reaped", func() bool { return n.tombstones() == 0 })
-
-				old := wireEntry{key: "key", clock: deletion.Clock - 1, origin: hi.epoch, value: "old"}
-				p.say(wirePage, old.append(append(wireStamps(wirePlace([]byte{0}, hi.epoch, 10)), 1)))
-				var asked []byte
-				until(t, "it asks", func() bool {
-					select {
-					case asked = <-fetched:
-						return true
-					default:
-						return false
-					}
-				})
-				require.Equal(t, wireBytes([]byte{1}, "key"), asked)
-				if now == nil {
-					p.say(wireValues, []byte{1, 0, 0})
-				} else {
-					now.origin = hi.epoch
-					p.say(wireValues, now.append([]byte{1, 0, 1}))
-				}
-				time.Sleep(time.Second)
-				value, has := n.get("key")
-				require.Equal(t, now != nil, has)
-				if has {
-					require.Equal(t, now.value, value)
-				}
-				require.Equal(t, replicator.StateInSync, n.peer(p.LocalAddr().String()).State)
+		for _, earlier := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, ", an earlier deletion: ", earlier), func(t *testing.T) {
+				inCluster(t, 2, func(t *testing.T, c *cluster) { c.reapedIsAskedFor(now, earlier) })
 			})
-		})
+		}
 	}
+}
+
+func (c *cluster) reapedIsAskedFor(now *wireEntry, earlier bool) {
+	t := c.t
+	c.mesh().reaping(10 * time.Second).open()
+	n, good := c.nodes[0], c.nodes[1]
+	good.put("key", "value")
+	good.put("another", "value")
+	good.put("another", "one more")
+	good.delete("key")
+	c.converge()
+	deletion := n.index()["key"].Stamp
+
+	hi, knows := newWireHi(), wireStamp{uint64(deletion.Origin), deletion.Clock}
+	p := c.dialReaping(n, hi, 0, []wireStamp{knows})
+	p.await(wirePull, 9)
+	p.say(wirePage, wireFullPage(hi.epoch, 9))
+	p.await(wirePull, 9)
+	p.say(wireAck, wireStamps(wirePlace(nil, uint64(n.r.Status().Epoch), 1), knows))
+	fetched := make(chan []byte, 1)
+	go func() {
+		for {
+			switch kind, payload, err := p.hear(); {
+			case err != nil:
+				return
+			case kind == wirePing:
+				p.say(wirePong, binary.AppendUvarint(payload, 10))
+			case kind == wireFetch:
+				fetched <- payload
+			}
+		}
+	}()
+	until(t, "reaped", func() bool { return n.tombstones() == 0 })
+
+	page := func(head uint64, e wireEntry) {
+		p.say(wirePage, e.append(append(wireStamps(wirePlace([]byte{0}, hi.epoch, head)), 1)))
+	}
+	if earlier {
+		page(10, wireEntry{key: "key", clock: deletion.Clock - 2, origin: hi.epoch, deleted: true})
+		until(t, "it is merged", func() bool { return n.tombstones() == 1 })
+		time.Sleep(time.Second) // it pulls
+	}
+	page(11, wireEntry{key: "key", clock: deletion.Clock - 1, origin: hi.epoch, value: "old"})
+	var asked []byte
+	until(t, "it asks", func() bool {
+		select {
+		case asked = <-fetched:
+			return true
+		default:
+			return false
+		}
+	})
+	require.Equal(t, wireBytes([]byte{1}, "key"), asked)
+	if now == nil {
+		p.say(wireValues, []byte{1, 0, 0})
+	} else {
+		now := *now
+		now.origin = hi.epoch
+		p.say(wireValues, now.append([]byte{1, 0, 1}))
+	}
+	time.Sleep(time.Second)
+	value, has := n.get("key")
+	require.Equal(t, now != nil, has)
+	if has {
+		require.Equal(t, now.value, value)
+	}
+	require.Equal(t, replicator.StateInSync, n.peer(p.LocalAddr().String()).State)
 }
 
 // TestRejoinMeetsBelatedDeletion: where the peer has forgotten that it deleted a key, it has

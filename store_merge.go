@@ -193,11 +193,12 @@ func (c *candidates) missing() (indices []int) {
 }
 
 // doubtful returns the indices of winners that may be older than a deletion which was reaped
-// here, if deletions with clocks up to reaped were: nothing here tells.
+// here, if deletions with clocks up to reaped were: nothing here tells. Nor does an earlier
+// deletion of the key: it may have come later.
 func (c *candidates) doubtful(reaped uint64) (indices []int) {
 	for i := range c.entries {
 		e := &c.entries[i]
-		if c.wins[i] && !e.Deleted && e.Clock <= reaped && (c.blind[i] || !c.local[i].found) {
+		if c.wins[i] && !e.Deleted && e.Clock <= reaped && (c.blind[i] || !c.local[i].found || c.local[i].Deleted) {
 			indices = append(indices, i)
 		}
 	}

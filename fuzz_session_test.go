@@ -170,7 +170,8 @@ func (h *fuzzHost) require(t testing.TB, mode byte, b []byte) {
 	if cost.total <= most(cost.moved) {
 		return
 	}
-	for range 3 {
+	for try := range 6 {
+		time.Sleep(time.Duration(try) * 100 * time.Millisecond) // what leveldb does meanwhile ends
 		if cost = h.meet(t, mode, b, true); cost.held <= most(cost.moved) {
 			return
 		}

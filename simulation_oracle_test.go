@@ -404,8 +404,11 @@ func (s *simulation) write(n *node, b *leveldb.Batch, wo *opt.WriteOptions, do f
 func (s *simulation) wrote(n *node, before map[string]replicator.Row, c *crowd) {
 	p, epoch := s.of(n), n.r.Status().Epoch
 	for key, possible := range c.outcomes(s.t) {
-		// A merge may have brought a deletion that is above the write, and be forgotten by now.
-		if _, err := n.r.Version([]byte(key)); err == leveldb.ErrNotFound && s.reaping && s.isDeletedAfter(key, greater(p.seen[key], before[key].Version)) {
+		// A deletion above the write, of one's own or merged, may be forgotten by now, and one
+		// from before have come since.
+		at := greater(p.seen[key], before[key].Version)
+		now, err := n.r.Version([]byte(key))
+		if forgotten := err == leveldb.ErrNotFound || now.Deleted && now.Compare(at) < 0; forgotten && s.reaping && s.isDeletedAfter(key, at) {
 			continue
 		}
 		version := n.version(key)
